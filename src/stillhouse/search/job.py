@@ -1,0 +1,240 @@
+"""What a user asks for (``JobSpec``) and what the ledger keeps about the work (``*Record``).
+
+States move one way only::
+
+    data set  pending -> ready | failed
+    job       queued -> running -> done | failed | cancelled
+    trial     costing -> training -> done | failed          (costing -> infeasible)
+    stage     pending -> running -> done | failed           (running -> pending when an attempt is lost)
+    attempt   open -> done | failed | lost | cancelled
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from stillhouse.search.domain import (
+    COST_OBJECTIVES,
+    Budget,
+    Candidate,
+    Cost,
+    Fit,
+    Json,
+    StagePlan,
+    StageResult,
+)
+from stillhouse.search.errors import UnknownNameError, UserError
+
+UNMET = "nothing meets the budget"
+"""How the reason of a job begins whose budget nothing can meet."""
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Passes over the training split, by role."""
+
+    teacher: int = 6
+    assistant: int = 6
+    student: int = 12
+
+    def __post_init__(self) -> None:
+        if min(self.teacher, self.assistant, self.student) < 1:
+            raise UserError(f"epochs must each be >= 1, but got {self}")
+
+    @classmethod
+    def parse(cls, text: str) -> Epochs:
+        """Reads ``6,6,12``: teacher, assistant, student."""
+        parts = text.split(",")
+        if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+            raise UserError(
+                f"epochs are three whole numbers (teacher,assistant,student) such as 6,6,12, but got {text!r}"
+            )
+        return cls(*(int(part) for part in parts))
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One search: a data set, a budget and how to look.
+
+    Attributes:
+        dataset: Id of the data set.
+        budget: Limits that every deployment must meet.
+        classes: Take the first N classes by name; None takes all.
+        trials: Candidates to train.
+        seed: Makes a serial run repeatable.
+        task: Name in the task registry.
+        method: Name in the method registry; ``tas`` goes through an assistant.
+        knobs: Values that override the method's defaults, by name.
+        teacher: timm name of the teacher.
+        teacher_checkpoint: sha256 of a safetensors artifact to start the teacher from, or None.
+        teacher_size: Side of the pictures that teacher and assistants read, pixels.
+        epochs: Passes by role.
+        views: Augmented crops per picture whose teacher outputs are cached.
+        fit: How pictures are brought to the student's size.
+        codec, quality: What ``image_bytes`` is measured with.
+        objectives: Costs that the front is drawn over.
+        archs: Architectures to consider; empty takes the whole catalogue.
+        image_sizes: Picture sizes to consider; empty takes the catalogue's.
+        ablate: ``none``, ``best`` or ``all``: which members of the front are also trained without a teacher.
+        latency_threads: CPU threads that latency is measured with.
+    """
+
+    dataset: str
+    budget: Budget = field(default_factory=Budget)
+    classes: int | None = None
+    trials: int = 8
+    seed: int = 0
+    task: str = "classification"
+    method: str = "tas"
+    knobs: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    teacher: str = "tf_efficientnet_lite0"
+    teacher_checkpoint: str | None = None
+    teacher_size: int = 192
+    epochs: Epochs = field(default_factory=Epochs)
+    views: int = 4
+    fit: Fit = Fit.SQUASH
+    codec: str = "jpeg"
+    quality: int = 90
+    objectives: tuple[str, ...] = ("macs", "image_bytes")
+    archs: tuple[str, ...] = ()
+    image_sizes: tuple[str, ...] = ()
+    ablate: str = "none"
+    latency_threads: int = 1
+
+    def __post_init__(self) -> None:
+        _need(self.trials >= 1, "trials must be >= 1", self.trials)
+        _need(self.views >= 1, "views must be >= 1", self.views)
+        _need(0 <= self.seed < 2**31, "0 <= seed < 2**31 must hold", self.seed)
+        _need(32 <= self.teacher_size <= 512, "32 <= teacher_size <= 512 must hold", self.teacher_size)
+        _need(
+            self.classes is None or self.classes >= 2,
+            "classes must be >= 2",
+            self.classes,
+        )
+        _need(self.codec in ("jpeg", "webp"), "codec must be jpeg or webp", self.codec)
+        _need(1 <= self.quality <= 100, "1 <= quality <= 100 must hold", self.quality)
+        _need(self.ablate in ("none", "best", "all"), "ablate must be none, best or all", self.ablate)
+        _need(1 <= self.latency_threads <= 64, "1 <= latency_threads <= 64 must hold", self.latency_threads)
+        _need(len(self.objectives) >= 1, "at least one cost objective must be named", self.objectives)
+        for name in self.objectives:
+            if name not in COST_OBJECTIVES:
+                raise UnknownNameError.among("cost objective", name, COST_OBJECTIVES)
+        if self.budget.device != "local":
+            raise UnknownNameError.among("device", self.budget.device, ["local"])
+
+    def to_json(self) -> dict[str, Json]:
+        """JSON form; ``from_json`` reads it back."""
+        data = {item.name: getattr(self, item.name) for item in fields(self)}
+        data["budget"], data["epochs"] = self.budget.to_json(), asdict(self.epochs)
+        data["fit"], data["knobs"] = str(self.fit), dict(self.knobs)
+        for name in ("objectives", "archs", "image_sizes"):
+            data[name] = list(data[name])
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> JobSpec:
+        """Reads what ``to_json`` wrote."""
+        left: dict[str, Any] = dict(data)
+        left["budget"], left["epochs"] = Budget.from_json(left["budget"]), Epochs(**left["epochs"])
+        left["fit"] = Fit(left["fit"])
+        for name in ("objectives", "archs", "image_sizes"):
+            left[name] = tuple(left[name])
+        return cls(**left)
+
+
+def _need(holds: bool, what: str, came: object) -> None:
+    if not holds:
+        raise UserError(f"{what}, but got {came!r}")
+
+
+# ---------------------------------------------------------------------------------------- records
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """A data set as stored; ``summary`` is the ingest stage's metrics once ready."""
+
+    id: str
+    name: str
+    stage_key: str
+    state: str
+    reason: str | None = None
+    faults: tuple[str, ...] = ()
+    summary: Mapping[str, Json] = field(default_factory=dict)
+    created_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as stored; times are Unix seconds."""
+
+    id: str
+    spec: JobSpec
+    state: str
+    reason: str | None = None
+    created_at: float = 0.0
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as stored; ``stages`` lists every stage key of its current phase in order."""
+
+    job_id: str
+    number: int
+    candidate: Candidate
+    state: str
+    cost: Cost = field(default_factory=Cost)
+    stages: tuple[str, ...] = ()
+    accuracy: float | None = None
+    reason: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """True when nothing more will happen to it."""
+        return self.state in ("done", "failed", "infeasible")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage as stored; ``progress`` is what the running attempt last reported."""
+
+    plan: StagePlan
+    state: str
+    attempts: int = 0
+    result: StageResult | None = None
+    reason: str | None = None
+    faults: tuple[str, ...] = ()
+    seconds: float | None = None
+    progress: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The stage's content key."""
+        return self.plan.key
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One try at a stage, held under a lease: ``token`` proves it, ``expires_at`` (Unix seconds) ends it."""
+
+    id: str
+    stage_key: str
+    token: str
+    state: str
+    expires_at: float
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job, in order of ``id``."""
+
+    id: int
+    job_id: str
+    at: float
+    kind: str
+    data: Mapping[str, Json] = field(default_factory=dict)

@@ -1,0 +1,210 @@
+"""From a job and a candidate to stages with content keys.
+
+A plan is pure data: the same job, data set, candidate and code give the same keys in every process,
+and a stage's key takes in the keys of what it reads. So all keys of a trial are known before anything
+runs, and trials and jobs that share a prefix (the teacher, its targets, an assistant) share the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stillhouse.search.domain import Candidate, Json, Size, StageKind, StagePlan, TrialPlan
+from stillhouse.search.errors import UnknownNameError
+from stillhouse.search.job import JobSpec
+
+BASELINE = "supervised"
+"""The method that a front is compared with: the same network, no teacher."""
+
+
+def ingest_plan(source: str, digest: str, skip_faults: bool, code: Mapping[str, str]) -> StagePlan:
+    """The stage that reads a data set; its key depends on content (``digest``), not on where it lies."""
+    return StagePlan(
+        StageKind.INGEST,
+        spec={"digest": digest, "skip_faults": skip_faults},
+        code=code.get("ingest", ""),
+        hints={"source": source},
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights a network can start from: by package, from the model hub, or none (random)."""
+
+    package: frozenset[str] = frozenset()
+    hub: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_catalogue(cls, data: Mapping[str, Json]) -> Weights:
+        """Reads the catalogue's ``weights`` entry."""
+        entry = data.get("weights", {})
+        return cls(frozenset(entry.get("package", ())), frozenset(entry.get("hub", ())))
+
+    def source(self, arch: str) -> str:
+        """``package``, ``hub`` or ``none``."""
+        if arch in self.package:
+            return "package"
+        return "hub" if arch in self.hub else "none"
+
+
+@dataclass(frozen=True)
+class MethodNeeds:
+    """What a method reads; the worker's catalogue says it, method by method."""
+
+    teacher: bool
+    assistant: bool
+
+
+def method_needs(data: Mapping[str, Json], name: str) -> MethodNeeds:
+    """Reads one method of the catalogue's ``methods`` entry.
+
+    Raises:
+        UnknownNameError: No worker offers the method.
+    """
+    methods = data.get("methods", {})
+    if name not in methods:
+        raise UnknownNameError.among("method", name, methods)
+    return MethodNeeds(bool(methods[name]["teacher"]), bool(methods[name]["assistant"]))
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans the stages of one job.
+
+    Attributes:
+        spec: The job.
+        dataset_key: Key of the ingest stage.
+        classes: Number of classes used.
+        catalogue: What the worker published: digests of its code, methods, weights.
+    """
+
+    spec: JobSpec
+    dataset_key: str
+    classes: int
+    catalogue: Mapping[str, Json] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------------------------- costs
+
+    def costing(self, candidate: Candidate) -> TrialPlan:
+        """Costs on the device, from an untrained export: no picture is read, nothing is trained."""
+        export = self._stage(StageKind.EXPORT, self._network(candidate) | {"precision": "fp32"})
+        return TrialPlan(candidate, (export, self._measure(candidate, export, split=None, latency=True)))
+
+    # ---------------------------------------------------------------------------------- training
+
+    def training(self, candidate: Candidate, method: str | None = None) -> TrialPlan:
+        """All stages from the teacher to a measured ONNX file on the validation split."""
+        student = self.student(candidate, method or self.spec.method)
+        export = self.export(candidate, student[-1])
+        measure = self._measure(candidate, export, split="val", latency=True)
+        return TrialPlan(candidate, (*student, export, measure))
+
+    def testing(self, candidate: Candidate, method: str | None = None) -> TrialPlan:
+        """The same network read on the test split: done for the members of the final front only."""
+        student = self.student(candidate, method or self.spec.method)
+        export = self.export(candidate, student[-1])
+        measure = self._measure(candidate, export, split="test", latency=False)
+        return TrialPlan(candidate, (*student, export, measure))
+
+    def student(self, candidate: Candidate, method: str) -> tuple[StagePlan, ...]:
+        """The student's stage with all that comes before it."""
+        needs = method_needs(self.catalogue, method)
+        before: tuple[StagePlan, ...] = ()
+        inputs = {"dataset": self.dataset_key}
+        if needs.teacher:
+            before = self._teaching(self.teacher())
+            if needs.assistant:
+                assistant = self.assistant(candidate.arch, before[-1])
+                before += self._teaching(assistant)
+                inputs["assistant"] = assistant.key
+            inputs["targets"] = before[-1].key
+        knobs = dict(self.spec.knobs) | dict(candidate.knobs) if method == self.spec.method else {}
+        spec = self._network(candidate) | self._recipe(candidate.arch, self.spec.epochs.student)
+        spec |= {"method": method, "knobs": knobs, "large_size": self._large}
+        return (*before, self._stage(StageKind.STUDENT, spec, inputs))
+
+    def teacher(self) -> StagePlan:
+        """The large network on large pictures."""
+        spec = self._recipe(self.spec.teacher, self.spec.epochs.teacher)
+        spec |= {"arch": self.spec.teacher, "size": self._large, "checkpoint": self.spec.teacher_checkpoint}
+        if self.spec.teacher_checkpoint is not None:
+            spec["weights"] = "none"
+        return self._stage(StageKind.TEACHER, spec, {"dataset": self.dataset_key})
+
+    def assistant(self, arch: str, targets: StagePlan) -> StagePlan:
+        """The student's architecture on large pictures: it does not know the student's size."""
+        spec = self._recipe(arch, self.spec.epochs.assistant)
+        spec |= {"arch": arch, "size": self._large, "method": "logits", "knobs": {}}
+        return self._stage(StageKind.ASSISTANT, spec, {"dataset": self.dataset_key, "targets": targets.key})
+
+    def export(self, candidate: Candidate, student: StagePlan) -> StagePlan:
+        """The student as an ONNX file, checked against torch on pictures of the data set."""
+        spec = self._network(candidate) | {"precision": "fp32"}
+        return self._stage(StageKind.EXPORT, spec, {"model": student.key, "dataset": self.dataset_key})
+
+    # ----------------------------------------------------------------------------------- helpers
+
+    @property
+    def _large(self) -> str:
+        return str(Size(self.spec.teacher_size, self.spec.teacher_size))
+
+    def _teaching(self, model: StagePlan) -> tuple[StagePlan, ...]:
+        spec = {
+            "classes": self.classes,
+            "size": self._large,
+            "fit": str(self.spec.fit),
+            "views": self.spec.views,
+            "seed": self.spec.seed,
+        }
+        targets = self._stage(StageKind.TARGETS, spec, {"dataset": self.dataset_key, "model": model.key})
+        return (model, targets)
+
+    def _network(self, candidate: Candidate) -> dict[str, Json]:
+        return {
+            "arch": candidate.arch,
+            "classes": self.classes,
+            "image_size": str(candidate.image_size),
+            "network_size": str(candidate.network_size),
+            "stem": candidate.stem,
+            "fit": str(self.spec.fit),
+        }
+
+    def _recipe(self, arch: str, epochs: int) -> dict[str, Json]:
+        return {
+            "task": self.spec.task,
+            "classes": self.classes,
+            "fit": str(self.spec.fit),
+            "epochs": epochs,
+            "seed": self.spec.seed,
+            "views": self.spec.views,
+            "weights": Weights.from_catalogue(self.catalogue).source(arch),
+        }
+
+    def _measure(self, candidate: Candidate, export: StagePlan, *, split: str | None, latency: bool) -> StagePlan:
+        spec: dict[str, Json] = {
+            "device": self.spec.budget.device,
+            "threads": self.spec.latency_threads,
+            "latency": latency,
+            "split": split,
+            "classes": self.classes,
+            "image_size": str(candidate.image_size),
+            "fit": str(self.spec.fit),
+            "codec": self.spec.codec,
+            "quality": self.spec.quality,
+        }
+        inputs = {"onnx": export.key} | ({"dataset": self.dataset_key} if split else {})
+        return self._stage(StageKind.MEASURE, spec, inputs)
+
+    def _stage(self, kind: StageKind, spec: Mapping[str, Json], inputs: Mapping[str, str] | None = None) -> StagePlan:
+        return StagePlan(kind, dict(spec), dict(inputs or {}), self.catalogue.get("code", {}).get(str(kind), ""))
+
+
+def with_baseline(spec: JobSpec) -> bool:
+    """True when members of the front are also trained without a teacher."""
+    return spec.ablate != "none" and spec.method != BASELINE
+
+
+def unique(plans: Sequence[StagePlan]) -> list[StagePlan]:
+    """The plans in order, each key once."""
+    return list({plan.key: plan for plan in plans}.values())

@@ -1,0 +1,190 @@
+"""What the planner needs from the outside, as Protocols; adapters live in ``stillhouse.service``.
+
+The same ledger serves the controller, the API and the stage process. Every change of state is a
+compare-and-set: the method says which state must hold and answers whether it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json, StagePlan, StageResult
+from stillhouse.search.job import (
+    AttemptRecord,
+    DatasetRecord,
+    Event,
+    JobRecord,
+    JobSpec,
+    StageRecord,
+    TrialRecord,
+)
+
+
+class Ledger(Protocol):
+    """The only truth: data sets, jobs, trials, stages, attempts, deployments, events."""
+
+    # data sets
+    def add_dataset(self, name: str, plan: StagePlan) -> DatasetRecord:
+        """Stores a data set that ``plan`` (an ingest stage) will make; the same key gives the same record.
+
+        A data set that failed is put back to ``pending`` with its stage, so that it is tried again.
+        """
+
+    def dataset(self, dataset_id: str) -> DatasetRecord:
+        """Raises NotFoundError."""
+
+    def datasets(self, *states: str) -> list[DatasetRecord]:
+        """All in these states (none named: all), oldest first."""
+
+    def end_dataset(
+        self, dataset_id: str, state: str, *, summary: Mapping[str, Json], reason: str | None, faults: Sequence[str]
+    ) -> bool:
+        """Moves pending -> ready | failed."""
+
+    # jobs
+    def add_job(self, spec: JobSpec, *, idempotency_key: str | None = None) -> JobRecord:
+        """Stores a job in state queued.
+
+        Raises:
+            ConflictError: The idempotency key was used with another spec. (With the same: its record.)
+            NotFoundError: No such data set.
+        """
+
+    def job(self, job_id: str) -> JobRecord:
+        """Raises NotFoundError."""
+
+    def jobs(self, *states: str) -> list[JobRecord]:
+        """All in these states (none named: all), oldest first."""
+
+    def move_job(self, job_id: str, *, expect: Sequence[str], to: str, reason: str | None = None) -> bool:
+        """Sets the state if it is one of ``expect``; stamps started_at / finished_at; emits a ``job`` event."""
+
+    # trials
+    def trials(self, job_id: str) -> list[TrialRecord]:
+        """In order of number."""
+
+    def add_trial(self, job_id: str, number: int, candidate: Candidate, cost: Cost) -> bool:
+        """Stores a trial in state costing; False when that number exists."""
+
+    def move_trial(
+        self,
+        job_id: str,
+        number: int,
+        *,
+        expect: str,
+        to: str,
+        cost: Cost | None = None,
+        stages: Sequence[str] | None = None,
+        accuracy: float | None = None,
+        reason: str | None = None,
+    ) -> bool:
+        """Sets the state if it is ``expect`` (``to`` may equal it) and emits a ``trial`` event.
+
+        Arguments left None stay as stored.
+        """
+
+    # stages and attempts
+    def ensure_stage(self, plan: StagePlan) -> StageRecord:
+        """Stores a stage in state pending unless its key exists; returns what is stored."""
+
+    def stages(self, keys: Iterable[str]) -> dict[str, StageRecord]:
+        """Those that exist, by key, with the progress of a running attempt."""
+
+    def open_attempt(self, key: str, *, lease_s: float, threads: int) -> AttemptRecord | None:
+        """Moves pending -> running with a new attempt; None when the stage is not pending."""
+
+    def attempt(self, attempt_id: str) -> AttemptRecord:
+        """Raises NotFoundError."""
+
+    def open_attempts(self) -> list[AttemptRecord]:
+        """Attempts in state open."""
+
+    def renew(self, attempt_id: str, token: str, *, lease_s: float, progress: Mapping[str, Json]) -> bool:
+        """Heartbeat: False when the lease is no longer held."""
+
+    def commit(self, attempt_id: str, token: str, result: StageResult, *, seconds: float) -> bool:
+        """Moves running -> done by the holder of the lease; False when it is no longer held (nothing is stored)."""
+
+    def fail(self, attempt_id: str, token: str, reason: str, *, faults: Sequence[str] = ()) -> bool:
+        """Moves running -> failed, for a fault that a retry will not cure."""
+
+    def lose(self, attempt_id: str, *, max_attempts: int) -> bool:
+        """Ends an open attempt whose process is gone: its stage is pending again (failed after ``max_attempts``)."""
+
+    def reopen_stage(self, plan: StagePlan) -> bool:
+        """Moves failed -> pending and stores the plan's hints anew: a user's retry tries it again."""
+
+    # deployments
+    def add_deployment(self, deployment: Deployment) -> bool:
+        """False when its id exists."""
+
+    def deployment(self, deployment_id: str) -> Deployment:
+        """Raises NotFoundError."""
+
+    def deployments(self, job_id: str) -> list[Deployment]:
+        """In order of trial number."""
+
+    def set_test(self, deployment_id: str, test: Accuracy, details: Mapping[str, Json]) -> bool:
+        """Stores the test accuracy once (False when it is there) and merges ``details``."""
+
+    # events and catalogue
+    def emit(self, job_id: str, kind: str, data: Mapping[str, Json]) -> None:
+        """Appends an event."""
+
+    def events(self, job_id: str, *, after: int = 0) -> list[Event]:
+        """Events with an id greater than ``after``, in order."""
+
+    def publish_catalogue(self, data: Mapping[str, Json]) -> None:
+        """Replaces the catalogue: what the workers can build, and the digests of their code."""
+
+    def catalogue(self) -> Mapping[str, Json] | None:
+        """The catalogue last published."""
+
+
+class Engine(Protocol):
+    """Runs attempts somewhere: one command, one attempt."""
+
+    def capacity(self) -> int:
+        """How many more attempts may be submitted now."""
+
+    def threads(self) -> int:
+        """CPU threads that each attempt gets."""
+
+    def submit(self, attempt: AttemptRecord) -> None:
+        """Starts the attempt's process."""
+
+    def running(self, attempt_id: str) -> bool:
+        """False when no process works on the attempt any more."""
+
+    def cancel(self, attempt_id: str) -> None:
+        """SIGTERM, then SIGKILL, of the attempt's process group."""
+
+    def close(self) -> None:
+        """Cancels all and frees what the engine holds."""
+
+
+class ArtifactStore(Protocol):
+    """Files by the sha256 of their bytes."""
+
+    def put(self, path: Path) -> str:
+        """Stores a copy, atomically; returns its sha256."""
+
+    def path(self, sha256: str) -> Path:
+        """A local, read-only file with these bytes, its hash checked once a process.
+
+        Raises:
+            NotFoundError: Not stored.
+            CorruptArtifactError: The bytes do not match.
+        """
+
+    def has(self, sha256: str) -> bool:
+        """True when stored."""
+
+
+class CostModel(Protocol):
+    """Costs that are known without training or a device."""
+
+    def cost(self, candidate: Candidate) -> Cost:
+        """MACs, parameters, image size, bytes per picture, and a lower bound where exact figures need a device."""
