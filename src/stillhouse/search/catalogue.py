@@ -1,0 +1,134 @@
+"""The catalogue: which networks can be built, and what each costs, without importing torch.
+
+``catalogue.json`` is counted once on the meta device and ships with the package. A cell holds the
+figures of the body alone; the classifier depends on the number of classes K and is added here:
+``macs + d K`` and ``params + d K (+ K with a bias)``, d being the width of the last feature.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+
+from stillhouse.search.domain import Json, Size
+from stillhouse.search.errors import UnknownNameError
+
+
+@dataclass(frozen=True)
+class Arch:
+    """One architecture.
+
+    Attributes:
+        family: ``cnn`` or ``vit``.
+        stems: Stems that it can be built with.
+        head_features: Width d of the feature that the classifier reads.
+        head_bias: True when the classifier has a bias.
+        cells: (network size, stem) -> (MACs, parameters) of the body.
+    """
+
+    family: str
+    stems: tuple[str, ...]
+    head_features: int
+    head_bias: bool
+    cells: Mapping[tuple[Size, str], tuple[int, int]]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> Arch:
+        """Reads one entry of the catalogue's ``archs``."""
+        cells = {}
+        for key, cell in data["cells"].items():
+            size, stem = key.split("|")
+            cells[Size.parse(size), stem] = (int(cell["macs"]), int(cell["params"]))
+        return cls(
+            family=data["family"],
+            stems=tuple(data["stems"]),
+            head_features=int(data["head_features"]),
+            head_bias=bool(data["head_bias"]),
+            cells=cells,
+        )
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the workers can build.
+
+    Attributes:
+        names: All names that a teacher may have (timm's).
+        archs: Architectures with counted costs, by name.
+        image_sizes: Picture sizes that a search considers, smallest first.
+        code: Stage kind -> digest of the code that decides its result.
+        pretrained: Networks that start from trained weights where the workers run, as far as published.
+    """
+
+    names: frozenset[str]
+    archs: Mapping[str, Arch]
+    image_sizes: tuple[Size, ...]
+    code: Mapping[str, str] = field(default_factory=dict)
+    pretrained: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> Catalogue:
+        """Reads the catalogue's JSON form."""
+        return cls(
+            names=frozenset(data["names"]),
+            archs={name: Arch.from_json(entry) for name, entry in sorted(data["archs"].items())},
+            image_sizes=tuple(sorted({Size.parse(size) for size in data["image_sizes"]}, key=by_pixels)),
+            code=dict(data.get("code", {})),
+            pretrained=frozenset(name for source in data.get("weights", {}).values() for name in source),
+        )
+
+    @classmethod
+    def load(cls) -> Catalogue:
+        """Reads the catalogue that ships with the package."""
+        text = resources.files("stillhouse.search").joinpath("catalogue.json").read_text(encoding="utf-8")
+        return cls.from_json(json.loads(text))
+
+    def macs(self, arch: str, network_size: Size, stem: str, classes: int) -> int:
+        """Multiply-accumulates of one forward pass, classifier included.
+
+        Raises:
+            UnknownNameError: Not in the catalogue at this size and stem.
+        """
+        return self.costs(arch, network_size, stem, classes)[0]
+
+    def params(self, arch: str, network_size: Size, stem: str, classes: int) -> int:
+        """Parameters, classifier included.
+
+        Raises:
+            UnknownNameError: Not in the catalogue at this size and stem.
+        """
+        return self.costs(arch, network_size, stem, classes)[1]
+
+    def costs(self, arch: str, network_size: Size, stem: str, classes: int) -> tuple[int, int]:
+        """(MACs, parameters), classifier included.
+
+        Raises:
+            UnknownNameError: Not in the catalogue at this size and stem.
+        """
+        self.check_arch(arch)
+        entry = self.archs[arch]
+        if (network_size, stem) not in entry.cells:
+            known = [f"{size}|{name}" for size, name in entry.cells]
+            raise UnknownNameError.among(f"network size and stem of {arch}", f"{network_size}|{stem}", known)
+        macs, params = entry.cells[network_size, stem]
+        head = entry.head_features * classes
+        return macs + head, params + head + (classes if entry.head_bias else 0)
+
+    def check_arch(self, name: str) -> None:
+        """Raises UnknownNameError, with near names, unless the search knows the architecture's costs."""
+        if name in self.archs:
+            return
+        what = "student architecture (it can be a teacher only)" if name in self.names else "architecture"
+        raise UnknownNameError.among(what, name, self.archs)
+
+    def check_teacher(self, name: str) -> None:
+        """Raises UnknownNameError, with near names, unless a teacher of this name can be built."""
+        if name not in self.names:
+            raise UnknownNameError.among("teacher", name, self.names)
+
+
+def by_pixels(size: Size) -> tuple[int, Size]:
+    """Sort key: smaller pictures first."""
+    return size.pixels, size

@@ -1,0 +1,40 @@
+"""Is a request one that the workers can do? The same answer at every door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.domain import Json
+from stillhouse.search.errors import UnknownNameError, UserError
+from stillhouse.search.job import JobSpec
+from stillhouse.search.plan import method_needs
+
+
+def check_request(catalogue: Mapping[str, Json], spec: JobSpec) -> None:
+    """Checks every name and knob of a job against what the workers published.
+
+    Raises:
+        UnknownNameError: A teacher, architecture, method or knob that no worker knows.
+        UserError: A knob of the wrong type or out of its range.
+    """
+    known = Catalogue.from_json(catalogue)
+    known.check_teacher(spec.teacher)
+    for arch in spec.archs:
+        known.check_arch(arch)
+    method_needs(catalogue, spec.method)
+    knobs = {knob["name"]: knob for knob in catalogue["methods"][spec.method]["knobs"]}
+    for name, value in spec.knobs.items():
+        if name not in knobs:
+            raise UnknownNameError.among(f"knob of method {spec.method}", name, knobs)
+        _check_range(f"knob {name} of method {spec.method}", value, knobs[name])
+
+
+def _check_range(what: str, value: Json, knob: Mapping[str, Json]) -> None:
+    low, high = knob.get("low"), knob.get("high")
+    if low is None and high is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{what} must be a number, but got {value!r}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise UserError(f"{low} <= value <= {high} must hold for {what}, but got {value!r}")

@@ -1,0 +1,385 @@
+"""The reconcile loop: looks at the ledger, does what is due, keeps nothing of its own.
+
+Each ``step`` reads the state of all live jobs and moves it on: ask -> cost -> train -> measure -> tell ->
+front. Nothing is remembered between steps but the engine's processes, so a controller may die at
+any point and another goes on from the ledger.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.domain import (
+    Accuracy,
+    Candidate,
+    Cost,
+    Deployment,
+    Json,
+    StageKind,
+    StagePlan,
+    StageResult,
+    content_key,
+)
+from stillhouse.search.errors import InfeasibleError, UserError
+from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, StageRecord, TrialRecord
+from stillhouse.search.pareto import deployment_front
+from stillhouse.search.plan import BASELINE, Planner, with_baseline
+from stillhouse.search.ports import Engine, Ledger
+from stillhouse.search.sampler import Sampler
+from stillhouse.search.space import Space
+
+LIVE = ("queued", "running")
+
+
+@dataclass
+class Wanted:
+    """What one step found to be done: stages that live jobs wait for, in order of priority."""
+
+    plans: dict[str, StagePlan] = field(default_factory=dict)
+
+    def add(self, plans: Iterable[StagePlan]) -> None:
+        """Adds plans that are not there yet."""
+        for plan in plans:
+            self.plans.setdefault(plan.key, plan)
+
+
+class Controller:
+    """Drives jobs from the ledger through an engine.
+
+    Args:
+        ledger: The truth.
+        engine: Where attempts run. This controller is taken to be the only one on it.
+        lease_s: Seconds that an attempt may go without a heartbeat.
+        max_attempts: Tries at a stage whose process keeps dying.
+    """
+
+    def __init__(self, ledger: Ledger, engine: Engine, *, lease_s: float, max_attempts: int) -> None:
+        self._ledger, self._engine = ledger, engine
+        self._lease_s, self._max_attempts = lease_s, max_attempts
+        self._spaces: dict[str, Space] = {}
+
+    def run(self, stop: threading.Event, *, poll_s: float = 0.2) -> None:
+        """Steps until ``stop`` is set."""
+        while not stop.is_set():
+            self.step()
+            stop.wait(poll_s)
+
+    def step(self) -> None:
+        """Does all that is due now; never waits."""
+        self._reap()
+        wanted = Wanted()
+        for dataset in self._ledger.datasets("pending"):
+            self._advance_dataset(dataset, wanted)
+        for job in self._ledger.jobs(*LIVE):
+            _Job(self._ledger, job, wanted, self._spaces, slots=self._slots()).advance()
+        self._cancel_unwanted(wanted)
+        self._submit(wanted)
+
+    # --------------------------------------------------------------------------------- attempts
+
+    def _slots(self) -> int:
+        return max(1, self._engine.capacity() + len(self._ledger.open_attempts()))
+
+    def _reap(self) -> None:
+        for attempt in self._ledger.open_attempts():
+            if not self._engine.running(attempt.id):
+                self._ledger.lose(attempt.id, max_attempts=self._max_attempts)
+
+    def _cancel_unwanted(self, wanted: Wanted) -> None:
+        for attempt in self._ledger.open_attempts():
+            if attempt.stage_key not in wanted.plans:
+                self._engine.cancel(attempt.id)
+                self._ledger.lose(attempt.id, max_attempts=self._max_attempts)
+
+    def _submit(self, wanted: Wanted) -> None:
+        """Starts ready stages up to capacity; one that measures latency runs alone."""
+        stored = self._ledger.stages(_with_inputs(wanted.plans.values()))
+        running = [s for s in stored.values() if s.state == "running"]
+        if any(_alone(s.plan) for s in running):
+            return
+        for key, plan in wanted.plans.items():
+            if self._engine.capacity() < 1:
+                return
+            ready = all(stored[i].state == "done" for i in plan.inputs.values() if i in stored)
+            if stored[key].state != "pending" or not ready:
+                continue
+            if _alone(plan) and running:
+                return
+            attempt = self._ledger.open_attempt(key, lease_s=self._lease_s, threads=self._engine.threads())
+            if attempt is None:
+                continue
+            self._engine.submit(attempt)
+            running.append(stored[key])
+            if _alone(plan):
+                return
+
+    def _advance_dataset(self, dataset: DatasetRecord, wanted: Wanted) -> None:
+        stage = self._ledger.stages([dataset.stage_key])[dataset.stage_key]
+        if stage.state == "done" and stage.result is not None:
+            self._ledger.end_dataset(dataset.id, "ready", summary=stage.result.metrics, reason=None, faults=())
+        elif stage.state == "failed":
+            self._ledger.end_dataset(dataset.id, "failed", summary={}, reason=stage.reason, faults=stage.faults)
+        else:
+            wanted.add([stage.plan])
+
+
+class _Job:
+    """One job within one step."""
+
+    def __init__(self, ledger: Ledger, job: JobRecord, wanted: Wanted, spaces: dict[str, Space], *, slots: int) -> None:
+        self._ledger, self._job, self._spec, self._wanted, self._slots = ledger, job, job.spec, wanted, slots
+        self._spaces = spaces
+        self._dataset = ledger.dataset(job.spec.dataset)
+        self._catalogue = ledger.catalogue() or {}
+
+    def advance(self) -> None:
+        """Moves the job on as far as it goes now."""
+        if self._dataset.state == "pending":
+            return
+        if self._dataset.state == "failed":
+            self._end("failed", f"the data set cannot be used: {self._dataset.reason}")
+            return
+        try:
+            self._space = self._load_space()
+            self._planner = planner(self._job, self._dataset, self._catalogue)
+        except UserError as error:
+            unmet = f"{UNMET}: " if isinstance(error, InfeasibleError) else ""
+            self._end("failed", f"{unmet}{error}")
+            return
+        if self._job.state == "queued":
+            self._ledger.move_job(self._job.id, expect=("queued",), to="running")
+        for trial in self._ledger.trials(self._job.id):
+            if not trial.ended:
+                self._advance_trial(trial)
+        if self._propose():
+            return
+        if all(trial.ended for trial in self._ledger.trials(self._job.id)):
+            self._finish()
+
+    def _load_space(self) -> Space:
+        if self._job.id not in self._spaces:
+            space = Space(Catalogue.from_json(self._catalogue), self._dataset.summary, self._spec)
+            space.check()
+            self._spaces[self._job.id] = space
+        return self._spaces[self._job.id]
+
+    def _end(self, state: str, reason: str | None = None) -> None:
+        self._ledger.move_job(self._job.id, expect=LIVE, to=state, reason=reason)
+        self._spaces.pop(self._job.id, None)
+
+    # ------------------------------------------------------------------------------------ asking
+
+    def _propose(self) -> bool:
+        """Adds trials up to the slots and the number asked for; True while more are to come."""
+        while True:
+            trials = self._ledger.trials(self._job.id)
+            counted = [trial for trial in trials if trial.state != "infeasible"]
+            if len(counted) >= self._spec.trials:
+                return False
+            if sum(not trial.ended for trial in trials) >= self._slots:
+                return True
+            candidate = self._next(trials)
+            if candidate is None:
+                return False
+            self._ledger.add_trial(self._job.id, len(trials), candidate, self._space.cost(candidate))
+            self._advance_trial(self._ledger.trials(self._job.id)[-1])
+
+    def _next(self, trials: list[TrialRecord]) -> Candidate | None:
+        """The candidate to try now; None when none is left.
+
+        As long as nothing has met the limits that need a device, the cheapest network of each architecture
+        is looked at first, so that a budget nothing can meet is found out soon.
+        """
+        infeasible = [trial.candidate for trial in trials if trial.state == "infeasible"]
+        if infeasible and len(infeasible) == len(trials):
+            tried = {trial.candidate for trial in trials}
+            return next((c for c in self._space.cheapest_by_arch() if c not in tried), None)
+        left = [c for c in self._space.feasible if not any(_beyond(c, bad) for bad in infeasible)]
+        sampler = Sampler(left, self._space, self._spec.seed, planned_trials=self._spec.trials)
+        return sampler.propose(trials, len(trials), self._spec.objectives)
+
+    # ------------------------------------------------------------------------------------ trials
+
+    def _advance_trial(self, trial: TrialRecord) -> None:
+        if trial.state == "costing":
+            if not self._spec.budget.needs_device:
+                self._train(trial, trial.cost)
+                return
+            stages = self._want(self._planner.costing(trial.candidate).stages)
+            if _failed(stages) is not None:
+                self._fail_trial(trial, stages)
+            elif stages[-1].result is not None:
+                self._judge(trial, trial.cost.merged(measured_cost(stages[-1].result.metrics)))
+        elif trial.state == "training":
+            stages = self._want(self._planner.training(trial.candidate).stages)
+            if _failed(stages) is not None:
+                self._fail_trial(trial, stages)
+            elif stages[-1].result is not None:
+                self._deploy(trial, stages)
+
+    def _judge(self, trial: TrialRecord, cost: Cost) -> None:
+        excess = self._spec.budget.excess(cost)
+        if not excess:
+            self._train(trial, cost)
+            return
+        reason = "beyond " + ", ".join(f"{name} (x{ratio:.2f})" for name, ratio in sorted(excess.items()))
+        self._ledger.move_trial(self._job.id, trial.number, expect="costing", to="infeasible", cost=cost, reason=reason)
+
+    def _train(self, trial: TrialRecord, cost: Cost) -> None:
+        plans = self._planner.training(trial.candidate).stages
+        keys = [plan.key for plan in plans]
+        self._ledger.move_trial(self._job.id, trial.number, expect="costing", to="training", cost=cost, stages=keys)
+        self._want(plans)
+
+    def _fail_trial(self, trial: TrialRecord, stages: list[StageRecord]) -> None:
+        stage = _failed(stages)
+        reason = f"stage {stage.plan.kind} failed: {stage.reason}" if stage else None
+        self._ledger.move_trial(self._job.id, trial.number, expect=trial.state, to="failed", reason=reason)
+
+    def _deploy(self, trial: TrialRecord, stages: list[StageRecord]) -> None:
+        deployment = self._deployment(trial, stages)
+        self._ledger.add_deployment(deployment)
+        self._ledger.move_trial(
+            self._job.id,
+            trial.number,
+            expect="training",
+            to="done",
+            cost=deployment.cost,
+            accuracy=deployment.validation.value,
+        )
+
+    def _deployment(self, trial: TrialRecord, stages: list[StageRecord]) -> Deployment:
+        export, measure = _result(stages[-2]), _result(stages[-1])
+        return Deployment(
+            id="mdl_" + content_key([self._job.id, trial.number, stages[-1].key])[:12],
+            job_id=self._job.id,
+            trial_number=trial.number,
+            candidate=trial.candidate,
+            cost=trial.cost.merged(measured_cost(measure.metrics)),
+            precision=str(stages[-2].plan.spec["precision"]),
+            validation=Accuracy(**measure.metrics["accuracy"]),
+            onnx_sha256=export.artifacts["onnx"],
+            preprocess=export.metrics["preprocess"],
+            details={
+                "method": self._spec.method,
+                "seed": self._spec.seed,
+                "measured": {n: measure.metrics.get(n) for n in ("threads", "runs", "runtime", "host")},
+                "parity": export.metrics.get("parity"),
+            },
+        )
+
+    def _want(self, plans: Iterable[StagePlan]) -> list[StageRecord]:
+        """Makes sure the stages exist and are worked on; returns them as stored."""
+        ordered = list(plans)
+        stored = [self._ledger.ensure_stage(plan) for plan in ordered]
+        if _failed(stored) is None:
+            self._wanted.add(plan for plan, stage in zip(ordered, stored, strict=True) if stage.state != "done")
+        return stored
+
+    # ------------------------------------------------------------------------------------- front
+
+    def _finish(self) -> None:
+        """Reads the test split for the members of the front, then ends the job."""
+        deployments = self._ledger.deployments(self._job.id)
+        front = deployment_front(deployments, self._spec.objectives, self._spec.budget)
+        if not front:
+            self._end("failed", self._why_empty(deployments))
+            return
+        best = max(front, key=lambda d: d.validation.value)
+        waiting = False
+        for member in front:
+            if member.test is None:
+                compared = with_baseline(self._spec) and (self._spec.ablate == "all" or member is best)
+                waiting = not self._read_test(member, compared) or waiting
+        if not waiting:
+            self._end("done")
+
+    def _read_test(self, member: Deployment, compared: bool) -> bool:
+        """True when the test figures are stored."""
+        stages = self._want(self._planner.testing(member.candidate).stages)
+        plain = self._want(self._planner.testing(member.candidate, BASELINE).stages) if compared else []
+        failed = _failed(stages) or _failed(plain)
+        if failed is not None:
+            self._end("failed", f"stage {failed.plan.kind} failed: {failed.reason}")
+            return False
+        if any(stage.result is None for stage in (*stages, *plain)):
+            return False
+        metrics = _result(stages[-1]).metrics
+        details: dict[str, Json] = {"coded": metrics.get("coded")}
+        if plain:
+            details["baselines"] = {"no_teacher": _result(plain[-1]).metrics["accuracy"]}
+        return self._ledger.set_test(member.id, Accuracy(**metrics["accuracy"]), details)
+
+    def _why_empty(self, deployments: list[Deployment]) -> str:
+        trials = self._ledger.trials(self._job.id)
+        if deployments:
+            best = max(deployments, key=lambda d: d.validation.value)
+            excess = ", ".join(sorted(self._spec.budget.excess(best.cost)))
+            beyond = f" and lies beyond {excess}" if excess else ""
+            return (
+                f"{UNMET}: of {len(deployments)} trained models the best reaches {best.validation.value:.1%} "
+                f"on validation{beyond}; relax min_accuracy or the limit named, or train longer"
+            )
+        failed = next((trial for trial in trials if trial.state == "failed"), None)
+        if failed is not None:
+            return f"every trial failed; the first ({failed.candidate}): {failed.reason}"
+        nearest = min(trials, key=lambda t: max(self._spec.budget.excess(t.cost).values(), default=0.0))
+        over = self._spec.budget.excess(nearest.cost)
+        needs = ", ".join(f"{name} >= {getattr(nearest.cost, name[4:]):.6g}" for name in sorted(over))
+        binding = sorted({name for trial in trials for name in self._spec.budget.excess(trial.cost)})
+        return (
+            f"{UNMET}: measured on device {self._spec.budget.device!r}, {' and '.join(binding)} rules out the cheapest "
+            f"network of every architecture; the nearest is {nearest.candidate}, which needs {needs}"
+        )
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def planner(job: JobRecord, dataset: DatasetRecord, catalogue: Mapping[str, Json]) -> Planner:
+    """The planner of a job whose data set is ready.
+
+    Raises:
+        UserError: More classes asked for than the data set has.
+    """
+    known = len(dataset.summary["classes"])
+    classes = job.spec.classes or known
+    if classes > known:
+        raise UserError(f"classes must be <= {known}, the number that data set {dataset.name!r} has, but got {classes}")
+    return Planner(job.spec, dataset.stage_key, classes, catalogue)
+
+
+def measured_cost(metrics: Mapping[str, Json]) -> Cost:
+    """The costs that a measure stage found."""
+    names = ("model_bytes", "latency_ms", "latency_p95_ms", "memory_bytes")
+    return Cost(**{name: metrics[name] for name in names})
+
+
+def _beyond(candidate: Candidate, bad: Candidate) -> bool:
+    """True when a candidate is the same network as one found too dear, at the same or a larger size.
+
+    Latency, memory and file size do not fall as the same network reads a larger grid (ours, not a paper's).
+    """
+    same = candidate.arch == bad.arch and candidate.stem == bad.stem
+    return same and candidate.network_size.pixels >= bad.network_size.pixels
+
+
+def _alone(plan: StagePlan) -> bool:
+    return plan.kind is StageKind.MEASURE and bool(plan.spec.get("latency"))
+
+
+def _with_inputs(plans: Iterable[StagePlan]) -> list[str]:
+    return [key for plan in plans for key in (plan.key, *plan.inputs.values())]
+
+
+def _failed(stages: Iterable[StageRecord]) -> StageRecord | None:
+    return next((stage for stage in stages if stage.state == "failed"), None)
+
+
+def _result(stage: StageRecord) -> StageResult:
+    if stage.result is None:
+        raise ValueError(f"stage {stage.key} is {stage.state}, not done")
+    return stage.result

@@ -1,0 +1,28 @@
+"""A failed or cancelled job set going again, on the user's word only."""
+
+from __future__ import annotations
+
+from stillhouse.search.controller import planner
+from stillhouse.search.job import UNMET, JobRecord
+from stillhouse.search.plan import BASELINE
+from stillhouse.search.ports import Ledger
+
+
+def retry(ledger: Ledger, job: JobRecord) -> JobRecord:
+    """Puts a failed or cancelled job back in the queue, its failed trials and stages with it.
+
+    A job in another state, and one whose budget nothing can meet, is returned as it is.
+    """
+    if job.state not in ("failed", "cancelled") or (job.reason or "").startswith(UNMET):
+        return job
+    dataset = ledger.dataset(job.spec.dataset)
+    plan = planner(job, dataset, ledger.catalogue() or {})
+    for trial in ledger.trials(job.id):
+        stages = [*plan.costing(trial.candidate).stages, *plan.testing(trial.candidate).stages]
+        stages += [*plan.training(trial.candidate).stages, *plan.testing(trial.candidate, BASELINE).stages]
+        for stage in stages:
+            ledger.reopen_stage(stage)
+        if trial.state == "failed":
+            ledger.move_trial(job.id, trial.number, expect="failed", to="costing")
+    ledger.move_job(job.id, expect=("failed", "cancelled"), to="queued")
+    return ledger.job(job.id)

@@ -1,0 +1,185 @@
+"""What to try next. The only file that imports Optuna.
+
+- A proposal is a pure function of (candidates, history, seed, number, objectives): the Optuna study is
+  rebuilt from the ledger's trials at every call and then dropped, so nothing can drift apart.
+- The first trials are a spread design: the likely best, the end farthest from it, then ever the candidate
+  farthest from all tried (maximin). Once ``LEAST_TOLD`` trials are told, multi-objective TPE takes over.
+- TPE proposes any combination of categories; the nearest candidate that is feasible and not tried yet is
+  taken. What was really tried is what the next call's study holds, since that is what the ledger holds.
+- Trials found infeasible, or failed, are told as constrained; running ones by the constant liar.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from stillhouse.search.domain import Candidate, Size
+from stillhouse.search.job import TrialRecord
+from stillhouse.search.space import Neighbourhood, Space
+
+LEAST_TOLD = 5
+"""Trials with an accuracy before TPE is asked: fewer tell it nothing that the spread design does not know."""
+
+SENSIBLE_SIDE = 96
+"""Least side of the network's input, doubled by a stem that keeps the grid, that the spread design tries:
+stock networks at 64 pixels lost 28 points to the same ones at 128 inside (METHODS section 4)."""
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+Mask = NDArray[np.bool_]
+
+
+class Sampler:
+    """Proposes candidates.
+
+    Args:
+        candidates: Those that may be proposed; all cells of ``space``.
+        space: Knows MACs and distances.
+        seed: With the trial's number, seeds TPE and breaks ties.
+        planned_trials: Trials of the job. The spread design uses at most half as many architectures,
+            since trials of one architecture share its assistant.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], space: Space, seed: int, *, planned_trials: int) -> None:
+        self._candidates = tuple(candidates)
+        self._space = space
+        self._seed = seed
+        self._max_archs = math.ceil(planned_trials / 2)
+        self._near = Neighbourhood(self._candidates, space)
+
+    def propose(self, history: Sequence[TrialRecord], number: int, objectives: Sequence[str]) -> Candidate | None:
+        """The candidate for trial ``number``; None when every candidate was tried.
+
+        Args:
+            history: All trials so far, in any state; order does not matter.
+            number: Of the trial to be; with the seed it fixes what chance decides.
+            objectives: Costs to minimise beside the error, by name in ``Cost``.
+        """
+        history = sorted(history, key=lambda trial: trial.number)
+        seen = {trial.candidate for trial in history}
+        unseen = np.array([candidate not in seen for candidate in self._candidates], dtype=np.bool_)
+        if not unseen.any():
+            return None
+        if sum(_told(trial, objectives) is not None for trial in history) < LEAST_TOLD:
+            return self._spread(history, unseen, number)
+        return self._near.nearest(self._ask(history, number, objectives), seen)
+
+    # ----------------------------------------------------------------------------- spread design
+
+    def _spread(self, history: Sequence[TrialRecord], unseen: Mask, number: int) -> Candidate:
+        tried = [trial.candidate for trial in history if trial.state not in ("infeasible", "failed")]
+        pool = self._worth_trying(tried, unseen)
+        worthy = [self._candidates[index] for index in np.flatnonzero(pool)]
+        if not tried:
+            return max(worthy, key=self._promise)
+        if len(tried) == 1:
+            ends = (min(worthy, key=self._expense), max(worthy, key=self._expense))
+            return max(ends, key=lambda end: self._distance(end, tried[0]))
+        gaps = np.min([self._near.distances(candidate) for candidate in tried], axis=0)
+        ties = np.random.default_rng((self._seed, number)).random(len(gaps))
+        return self._candidates[int(np.argmax(np.where(pool, gaps + 1e-6 * ties, -1.0)))]
+
+    def _worth_trying(self, tried: Sequence[Candidate], unseen: Mask) -> Mask:
+        """The unseen candidates that are worth a first try; a wish that nothing meets is dropped."""
+        pretrained = self._space.catalogue.pretrained
+        archs = {candidate.arch for candidate in tried}
+        wishes = [
+            [candidate.arch in pretrained for candidate in self._candidates],
+            [_grid_side(candidate) >= SENSIBLE_SIDE for candidate in self._candidates],
+            [candidate.arch in archs or len(archs) < self._max_archs for candidate in self._candidates],
+        ]
+        pool = unseen
+        for wish in wishes:
+            narrowed = pool & np.array(wish, dtype=np.bool_)
+            pool = narrowed if narrowed.any() else pool
+        return pool
+
+    def _promise(self, candidate: Candidate) -> tuple[int, bool, int, Candidate]:
+        """Greatest for the likely most accurate: large pictures, a grid that is kept, many MACs."""
+        keeps_grid = candidate.network_size != candidate.image_size or candidate.stem != "stock"
+        return candidate.image_size.pixels, keeps_grid, self._space.macs(candidate) or 0, candidate
+
+    def _expense(self, candidate: Candidate) -> tuple[float, Candidate]:
+        """MACs times picture bytes (in logarithms), so that neither end is cheap in one alone."""
+        cost = self._space.cost(candidate)
+        return math.log(cost.macs or 1) + math.log(cost.image_bytes or 1), candidate
+
+    def _distance(self, a: Candidate, b: Candidate) -> float:
+        return float(Neighbourhood([a], self._space).distances(b)[0])
+
+    # --------------------------------------------------------------------------------------- TPE
+
+    def _ask(self, history: Sequence[TrialRecord], number: int, objectives: Sequence[str]) -> Candidate:
+        """One combination of categories by TPE; it need be no candidate."""
+        known = [*self._candidates, *(trial.candidate for trial in history)]
+        choices: dict[str, BaseDistribution] = {
+            "arch": CategoricalDistribution(sorted({item.arch for item in known})),
+            "image_size": CategoricalDistribution([str(size) for size in sorted({item.image_size for item in known})]),
+            "scale": CategoricalDistribution(sorted({_scale(item) for item in known})),
+            "stem": CategoricalDistribution(sorted({item.stem for item in known})),
+        }
+        seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
+        study = optuna.create_study(
+            directions=[StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in objectives)],
+            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True),
+        )
+        study.add_trials([_frozen(trial, choices, objectives) for trial in history])
+        asked = study.ask(choices).params
+        return _candidate(asked)
+
+
+def _frozen(trial: TrialRecord, choices: Mapping[str, BaseDistribution], objectives: Sequence[str]) -> FrozenTrial:
+    """A trial as Optuna keeps it."""
+    state, values, constraints = TrialState.RUNNING, _told(trial, objectives), None
+    if values is not None:
+        state, constraints = TrialState.COMPLETE, {"feasible": 0.0}
+    elif trial.ended:
+        # Pruned, for it has no values; the constraint keeps TPE away from the like of it.
+        state, constraints = TrialState.PRUNED, {"feasible": 1.0}
+    candidate = trial.candidate
+    return optuna.trial.create_trial(
+        state=state,
+        values=values,
+        params={
+            "arch": candidate.arch,
+            "image_size": str(candidate.image_size),
+            "scale": _scale(candidate),
+            "stem": candidate.stem,
+        },
+        distributions=dict(choices),
+        constraints=constraints,
+    )
+
+
+def _told(trial: TrialRecord, objectives: Sequence[str]) -> list[float] | None:
+    """Accuracy and log2 of the costs (they span decades); None while not all are known."""
+    costs = [getattr(trial.cost, name) for name in objectives]
+    if trial.state != "done" or trial.accuracy is None or any(cost is None for cost in costs):
+        return None
+    return [trial.accuracy, *(math.log2(cost) for cost in costs)]
+
+
+def _scale(candidate: Candidate) -> float:
+    """How much larger than the picture the network computes, side by side."""
+    return round(math.sqrt(candidate.network_size.pixels / candidate.image_size.pixels), 2)
+
+
+def _grid_side(candidate: Candidate) -> int:
+    """Network side that a stock stem would need for the same grid."""
+    side = min(candidate.network_size.height, candidate.network_size.width)
+    return side if candidate.stem == "stock" else 2 * side
+
+
+def _candidate(asked: Mapping[str, str | float]) -> Candidate:
+    """The combination that was asked for, as a candidate."""
+    image, scale = Size.parse(str(asked["image_size"])), float(asked["scale"])
+    sides = (min(4096, max(1, round(side * scale))) for side in (image.height, image.width))
+    return Candidate(str(asked["arch"]), image, Size(*sides), str(asked["stem"]))

@@ -1,0 +1,345 @@
+"""Catalogue x data set x budget -> candidates with costs known before anything is trained.
+
+=============  =========================================================================
+image size     what the device captures and sends; decides ``image_bytes``
+network size   what the network computes at; decides MACs. 1 to 4 times the image size
+curve          mean bytes per picture, measured on the user's own pictures at some sizes
+=============  =========================================================================
+
+Bytes between two measured sizes are read off a straight line in log bytes over log pixels (payload
+grows like a power of the pixels), between two measured qualities in log bytes over quality. Beyond
+the measured range the last piece is prolonged, and ``extrapolated`` says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.search.catalogue import Catalogue, by_pixels
+from stillhouse.search.domain import Budget, Candidate, Cost, Json, Size
+from stillhouse.search.errors import DatasetError, InfeasibleError, UserError
+from stillhouse.search.job import JobSpec
+
+FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
+"""How much larger than the picture the network may compute; more adds MACs and nothing to see."""
+
+BYTES_PER_PARAM = 3.6
+"""Least ONNX bytes per fp32 parameter: 4, less the batch norms that the export folds away."""
+
+_OTHER_ARCH, _OTHER_STEM = 1.0, 0.25
+"""Distance of two candidates that differ in this alone; a doubled side or 4x the MACs count 1."""
+
+
+class Space:
+    """All candidates of one job with their costs; a ``CostModel``.
+
+    Args:
+        catalogue: What can be built.
+        summary: The data set's, with ``classes`` and the measured ``curve``.
+        spec: The job.
+
+    Raises:
+        UnknownNameError: The job names an architecture that the catalogue does not hold.
+        UserError: The job names more classes than there are, or a picture larger than any network size.
+        DatasetError: The curve says nothing about the job's fit and codec.
+    """
+
+    def __init__(self, catalogue: Catalogue, summary: Mapping[str, Json], spec: JobSpec) -> None:
+        self.catalogue = catalogue
+        self.spec = spec
+        self.classes = _classes(summary, spec)
+        for name in spec.archs:
+            catalogue.check_arch(name)
+        self._archs = sorted(set(spec.archs) or catalogue.archs)
+        self._curve = ByteCurve(summary.get("curve", ()), fit=str(spec.fit), codec=spec.codec, quality=spec.quality)
+        self._image_bytes: dict[Size, float] = {}
+        self._costs = {
+            candidate: self._compute(candidate)
+            for arch in self._archs
+            for size in self._image_sizes()
+            for candidate in self._cells(arch, size)
+        }
+
+    # ----------------------------------------------------------------------------------- costs
+
+    def cost(self, candidate: Candidate) -> Cost:
+        """Exact MACs, parameters and image size, and mean bytes per picture off the measured curve.
+
+        Raises:
+            UnknownNameError: The catalogue does not hold this architecture, network size or stem.
+        """
+        plain = dataclasses.replace(candidate, knobs=()) if candidate.knobs else candidate
+        return self._costs.get(plain) or self._compute(plain)
+
+    def bound(self, candidate: Candidate) -> Cost:
+        """``cost`` with the least that the fp32 model file can take as ``model_bytes``."""
+        cost = self.cost(candidate)
+        return dataclasses.replace(cost, model_bytes=math.ceil(BYTES_PER_PARAM * (cost.params or 0)))
+
+    def macs(self, candidate: Candidate) -> int | None:
+        """MACs of a candidate of this space; None for a combination that is no cell."""
+        cost = self._costs.get(candidate)
+        return None if cost is None else cost.macs
+
+    def extrapolated(self, image_size: Size) -> bool:
+        """True when ``image_bytes`` at this size lies outside what was measured."""
+        return self._curve.extrapolated(image_size)
+
+    # ------------------------------------------------------------------------------- candidates
+
+    @functools.cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every cell, whatever it costs, in a fixed order."""
+        return tuple(self._costs)
+
+    @functools.cached_property
+    def feasible(self) -> tuple[Candidate, ...]:
+        """The candidates whose known costs meet the budget, in the same order.
+
+        Latency and memory are not known here, and of the model's bytes only a lower bound.
+        ``min_accuracy`` is a matter of the front.
+        """
+        budget = self.spec.budget
+        return tuple(candidate for candidate in self.candidates if not budget.excess(self.bound(candidate)))
+
+    def check(self) -> None:
+        """Makes sure that something can be tried.
+
+        Raises:
+            InfeasibleError: No candidate meets the budget; says which limit binds and what the nearest needs.
+        """
+        if not self.feasible:
+            costs = [(candidate, self.bound(candidate)) for candidate in self.candidates]
+            raise InfeasibleError(explain_infeasible(costs, self.spec.budget))
+
+    def cheapest_by_arch(self) -> tuple[Candidate, ...]:
+        """The feasible candidate with the fewest MACs of each architecture, cheapest first."""
+        found: dict[str, Candidate] = {}
+        for candidate in sorted(self.feasible, key=lambda item: (self.cost(item).macs or 0, item)):
+            found.setdefault(candidate.arch, candidate)
+        return tuple(found.values())
+
+    def nearest(self, candidate: Candidate, seen: Collection[Candidate]) -> Candidate | None:
+        """The feasible candidate nearest to this one that is not in ``seen``; None when all are."""
+        return self._neighbourhood.nearest(candidate, seen)
+
+    @functools.cached_property
+    def _neighbourhood(self) -> Neighbourhood:
+        return Neighbourhood(self.feasible, self)
+
+    # ---------------------------------------------------------------------------------- helpers
+
+    def _compute(self, candidate: Candidate) -> Cost:
+        macs, params = self.catalogue.costs(candidate.arch, candidate.network_size, candidate.stem, self.classes)
+        size = candidate.image_size
+        return Cost(macs=macs, params=params, image_bytes=self._bytes(size), image_size=size)
+
+    def _bytes(self, size: Size) -> float:
+        if size not in self._image_bytes:
+            self._image_bytes[size] = self._curve.bytes(size)
+        return self._image_bytes[size]
+
+    def _image_sizes(self) -> list[Size]:
+        """The job's own sizes, else the catalogue's up to the teacher's side and the budget's exact one."""
+        largest = max((size for arch in self._archs for size in self._network_sizes(arch)), key=by_pixels)
+        named = [Size.parse(text) for text in self.spec.image_sizes]
+        for size in named:
+            if size.ratio(largest) > 1:
+                raise UserError(
+                    f"image size {size} is larger than every network size of the chosen architectures "
+                    f"(largest {largest}); name smaller image sizes"
+                )
+        if named:
+            return sorted(set(named), key=by_pixels)
+        teacher = Size(self.spec.teacher_size, self.spec.teacher_size)
+        sizes = {size for size in self.catalogue.image_sizes if size.ratio(teacher) <= 1}
+        limit = self.spec.budget.max_image_size
+        if limit is not None and limit.height == limit.width and limit.ratio(teacher) <= 1:
+            sizes.add(limit)
+        return sorted(sizes, key=by_pixels)
+
+    def _network_sizes(self, arch: str) -> list[Size]:
+        return sorted({size for size, _ in self.catalogue.archs[arch].cells}, key=by_pixels)
+
+    def _cells(self, arch: str, image: Size) -> list[Candidate]:
+        """For each factor the smallest network size that reaches it, up to 4 times the picture; all stems."""
+        entry = self.catalogue.archs[arch]
+        sizes = [size for size in self._network_sizes(arch) if size.ratio(_scaled(image, FACTORS[-1])) <= 1]
+        chosen: dict[Size, None] = {}
+        for factor in FACTORS:
+            size = next((size for size in sizes if _scaled(image, factor).ratio(size) <= 1), None)
+            if size is not None:
+                chosen[size] = None
+        return [
+            Candidate(arch, image, size, stem) for size in chosen for stem in entry.stems if (size, stem) in entry.cells
+        ]
+
+
+class Neighbourhood:
+    """Distances from any candidate to a fixed list of them.
+
+    The distance adds up differences in image side, network side and the square root of MACs, all in
+    octaves, and a constant each for another architecture and another stem.
+
+    Args:
+        candidates: n of them, each a cell of the catalogue.
+        space: Knows their costs.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], space: Space) -> None:
+        self.candidates = tuple(candidates)
+        self._space = space
+        self._table = np.array([self._row(item) for item in candidates], dtype=np.float64).reshape(-1, 3)
+        self._arch = np.array([item.arch for item in candidates], dtype=np.str_)
+        self._stem = np.array([item.stem for item in candidates], dtype=np.str_)
+
+    def distances(self, candidate: Candidate) -> NDArray[np.float64]:
+        """(n,) distance of each from this candidate, which need not be a cell: then its MACs do not count."""
+        octaves = np.abs(self._table - self._row(candidate))
+        found: NDArray[np.float64] = np.nansum(octaves, axis=1)
+        found += _OTHER_ARCH * (self._arch != candidate.arch)
+        found += _OTHER_STEM * (self._stem != candidate.stem)
+        return found
+
+    def nearest(self, candidate: Candidate, seen: Collection[Candidate]) -> Candidate | None:
+        """The nearest that is not in ``seen`` (of equally near ones the first); None when all are."""
+        passed = frozenset(seen)
+        order = np.argsort(self.distances(candidate), kind="stable").tolist()
+        return next((self.candidates[index] for index in order if self.candidates[index] not in passed), None)
+
+    def _row(self, candidate: Candidate) -> tuple[float, float, float]:
+        macs = self._space.macs(candidate)
+        sides = math.log2(candidate.image_size.pixels) / 2, math.log2(candidate.network_size.pixels) / 2
+        return (*sides, math.nan if macs is None else math.log2(macs) / 2)
+
+
+class ByteCurve:
+    """Mean bytes per picture over image size, for one fit, codec and quality.
+
+    Args:
+        rows: Measured ``{fit, size, codec, quality, mean_bytes}``.
+        fit, codec, quality: What the device does.
+
+    Raises:
+        DatasetError: No such rows, or a quality that one measured quality cannot tell.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Json]], *, fit: str, codec: str, quality: int) -> None:
+        measured: dict[Size, dict[float, float]] = {}
+        for row in rows:
+            if row["fit"] == fit and row["codec"] == codec:
+                measured.setdefault(Size.parse(row["size"]), {})[float(row["quality"])] = math.log(row["mean_bytes"])
+        if not measured:
+            raise DatasetError(
+                f"bytes per picture were not measured for fit {fit} and codec {codec} on this data set; "
+                "ingest it again, or choose another fit or codec"
+            )
+        self._points: dict[float, float] = {}
+        for size, by_quality in sorted(measured.items()):
+            if len(by_quality) == 1 and quality not in by_quality:
+                only = next(iter(by_quality))
+                raise DatasetError(
+                    f"bytes per picture at {size} were measured at {codec} quality {only:g} only, which does not "
+                    f"tell quality {quality}; choose quality {only:g}, or ingest the data set again"
+                )
+            self._points.setdefault(math.log(size.pixels), _line(quality, by_quality))
+
+    def bytes(self, size: Size) -> float:
+        """Mean bytes of a picture of this size.
+
+        Raises:
+            DatasetError: Another size than the only one measured.
+        """
+        at = math.log(size.pixels)
+        if len(self._points) == 1 and at not in self._points:
+            raise DatasetError(
+                f"bytes per picture were measured at one size only, which does not tell {size}; "
+                "ingest the data set again"
+            )
+        return math.exp(_line(at, self._points))
+
+    def extrapolated(self, size: Size) -> bool:
+        """True outside the measured sizes."""
+        return not min(self._points) <= math.log(size.pixels) <= max(self._points)
+
+
+def explain_infeasible(costs: Sequence[tuple[Candidate, Cost]], budget: Budget) -> str:
+    """Says why none of these candidates meets the budget, and what the nearest would need.
+
+    The nearest is the one whose worst ratio of cost to limit is smallest.
+
+    Args:
+        costs: Each candidate with what is known of its costs; each beyond some limit.
+        budget: The limits.
+    """
+    beyond = [(candidate, cost, budget.excess(cost)) for candidate, cost in costs]
+    if not beyond or not all(excess for _, _, excess in beyond):
+        raise ValueError("explain_infeasible needs at least one candidate, and each beyond a limit")
+    total = len(beyond)
+    against = Counter(name for _, _, excess in beyond for name in excess)
+    alone = Counter(next(iter(excess)) for _, _, excess in beyond if len(excess) == 1)
+    parts = []
+    for name, count in against.most_common():
+        share = f"all {total}" if count == total else f"{count} of {total}"
+        parts.append(f"{name} {_shown(getattr(budget, name))} rules out {share} candidates")
+    if len(against) > 1:
+        freed = [f"{count} would be left by lifting {name} alone" for name, count in alone.most_common()]
+        parts.append(", ".join(freed) or "no single limit lifted would be enough")
+    candidate, cost, excess = min(beyond, key=lambda row: (max(row[2].values()), sum(row[2].values())))
+    needs = [
+        f"{name} >= {_shown(_needed(name, getattr(cost, name.removeprefix('max_'))))} (x{_ratio(ratio)})"
+        for name, ratio in sorted(excess.items(), key=lambda pair: -pair[1])
+    ]
+    return (
+        f"no candidate meets the budget: {'; '.join(parts)}. "
+        f"The nearest is {candidate.arch} at {candidate.image_size}->{candidate.network_size} {candidate.stem}, "
+        f"which needs {' and '.join(needs)}"
+    )
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def _classes(summary: Mapping[str, Json], spec: JobSpec) -> int:
+    there = len(summary["classes"])
+    if spec.classes is not None and spec.classes > there:
+        raise UserError(f"classes must be <= {there}, the number in the data set, but got {spec.classes}")
+    return spec.classes or there
+
+
+def _scaled(size: Size, factor: float) -> Size:
+    return Size(min(4096, math.ceil(size.height * factor)), min(4096, math.ceil(size.width * factor)))
+
+
+def _line(at: float, points: Mapping[float, float]) -> float:
+    """Piecewise linear through the points (two at least, unless ``at`` is one); the end pieces go on."""
+    if at in points:
+        return points[at]
+    places = sorted(points)
+    right = min(max(1, sum(place < at for place in places)), len(places) - 1)
+    low, high = places[right - 1], places[right]
+    return points[low] + (points[high] - points[low]) * (at - low) / (high - low)
+
+
+def _needed(name: str, value: Size | float) -> Size | float:
+    """The least limit that would do: all but latency are whole numbers."""
+    if isinstance(value, Size):
+        return value
+    return math.ceil(value * 100) / 100 if name == "max_latency_ms" else math.ceil(value)
+
+
+def _shown(value: Size | float) -> str:
+    if isinstance(value, Size):
+        return str(value)
+    return f"{value:,.2f}".removesuffix(".00")
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{math.ceil(ratio * 100) / 100:g}"

@@ -1,0 +1,288 @@
+"""The reconcile loop on the in-memory ledger, with an engine that does each stage at once."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.controller import Controller
+from stillhouse.search.domain import Budget, Json, Size, StageKind, StagePlan, StageResult
+from stillhouse.search.job import UNMET, AttemptRecord, Epochs, JobSpec
+from stillhouse.search.plan import ingest_plan
+from stillhouse.search.retry import retry
+from stillhouse.service.db.memory import MemoryLedger
+
+SIZES = ("32x32", "48x48", "64x64")
+
+
+def catalogue() -> dict[str, Json]:
+    cells = lambda unit: {  # noqa: E731
+        f"{size}|{stem}": {"macs": unit * (i + 1) * (4 if stem == "stride1" else 1), "params": unit // 10}
+        for i, size in enumerate(SIZES)
+        for stem in ("stock", "stride1")
+    }
+    archs = {
+        name: {
+            "family": "cnn",
+            "stems": ["stock", "stride1"],
+            "head_features": 8,
+            "head_bias": True,
+            "cells": cells(unit),
+        }
+        for name, unit in (("small", 1_000_000), ("middle", 3_000_000), ("large", 9_000_000))
+    }
+    methods = {
+        "tas": {"teacher": True, "assistant": True, "knobs": []},
+        "supervised": {"teacher": False, "assistant": False, "knobs": []},
+    }
+    return {
+        "names": ["small", "middle", "large", "huge"],
+        "image_sizes": list(SIZES),
+        "archs": archs,
+        "methods": methods,
+        "code": {kind.value: "1" for kind in StageKind},
+        "weights": {"package": [], "hub": []},
+    }
+
+
+SUMMARY = {
+    "classes": ["a", "b", "c"],
+    "pictures": 90,
+    "splits": {"train": 60, "val": 12, "test": 18},
+    "notes": [],
+    "faults": [],
+    "curve": [
+        {"fit": "squash", "size": size, "codec": "jpeg", "quality": quality, "mean_bytes": 30.0 * (i + 1) * quality}
+        for i, size in enumerate(SIZES)
+        for quality in (50, 90)
+    ],
+}
+
+
+class InstantEngine:
+    """Does the work inside ``submit``; ``work`` may raise to fail a stage or return None to die."""
+
+    def __init__(self, ledger: MemoryLedger, work: Callable[[StagePlan], StageResult | None]) -> None:
+        self.ledger, self.work, self.done = ledger, work, list[StagePlan]()
+        self.cancelled: list[str] = []
+        self.alive: set[str] = set()
+        self.slots = 1
+        self.keeps_running = False
+
+    def capacity(self) -> int:
+        return self.slots
+
+    def threads(self) -> int:
+        return 1
+
+    def submit(self, attempt: AttemptRecord) -> None:
+        plan = self.ledger.stages([attempt.stage_key])[attempt.stage_key].plan
+        try:
+            result = self.work(plan)
+        except ValueError as error:
+            self.ledger.fail(attempt.id, attempt.token, str(error))
+            return
+        if result is None:
+            self.alive |= {attempt.id} if self.keeps_running else set()
+        else:
+            self.done.append(plan)
+            self.ledger.commit(attempt.id, attempt.token, result, seconds=1.0)
+
+    def running(self, attempt_id: str) -> bool:
+        return attempt_id in self.alive
+
+    def cancel(self, attempt_id: str) -> None:
+        self.cancelled.append(attempt_id)
+
+    def close(self) -> None:
+        pass
+
+
+def honest(plan: StagePlan, *, latency_ms: float = 1.0) -> StageResult:
+    """Accuracy grows with nothing but the split; every figure a stage must give is there."""
+    if plan.kind is StageKind.INGEST:
+        return StageResult({"pictures": "p", "manifest": "m"}, SUMMARY)
+    if plan.kind is StageKind.EXPORT:
+        return StageResult({"onnx": plan.key}, {"model_bytes": 1000, "preprocess": {"fit": "squash"}})
+    if plan.kind is not StageKind.MEASURE:
+        return StageResult({"weights": plan.key}, {"val": {"correct": 10, "total": 12}})
+    total = {"val": 12, "test": 18}.get(plan.spec["split"], 1)
+    metrics: dict[str, Json] = {"model_bytes": 1000, "accuracy": {"correct": total - 1, "total": total}}
+    if plan.spec["latency"]:
+        metrics |= {"latency_ms": latency_ms, "latency_p95_ms": 2 * latency_ms, "memory_bytes": 5000}
+    return StageResult({}, metrics)
+
+
+def setup(work: Callable[[StagePlan], StageResult | None], **changes: object):  # type: ignore[no-untyped-def]
+    ledger = MemoryLedger()
+    ledger.publish_catalogue(catalogue())
+    dataset = ledger.add_dataset("d", ingest_plan("d.zip", "d", False, {}))
+    spec = JobSpec(dataset.id, teacher="huge", trials=3, epochs=Epochs(1, 1, 1), **changes)  # type: ignore[arg-type]
+    job = ledger.add_job(spec)
+    engine = InstantEngine(ledger, work)
+    return ledger, job, engine, Controller(ledger, engine, lease_s=30, max_attempts=2)
+
+
+def drive(controller: Controller, ledger: MemoryLedger, job_id: str, steps: int = 400) -> str:
+    for _ in range(steps):
+        controller.step()
+        if ledger.job(job_id).state not in ("queued", "running"):
+            break
+    return ledger.job(job_id).state
+
+
+def test_a_job_runs_to_its_end_and_no_stage_twice() -> None:
+    ledger, job, engine, controller = setup(honest)
+    assert drive(controller, ledger, job.id) == "done"
+    assert [trial.state for trial in ledger.trials(job.id)] == ["done"] * 3
+    assert max(Counter(plan.key for plan in engine.done).values()) == 1
+    teachers = [plan for plan in engine.done if plan.kind is StageKind.TEACHER]
+    assert len(teachers) == 1, "one teacher serves all trials"
+
+
+def test_test_accuracy_is_read_for_front_members_only() -> None:
+    ledger, job, engine, controller = setup(honest)
+    drive(controller, ledger, job.id)
+    tested = {d.id for d in ledger.deployments(job.id) if d.test is not None}
+    read = [plan for plan in engine.done if plan.kind is StageKind.MEASURE and plan.spec["split"] == "test"]
+    assert tested
+    assert len(read) == len(tested)
+    trials_end = max(i for i, p in enumerate(engine.done) if p.kind is StageKind.STUDENT)
+    assert all(engine.done.index(plan) > trials_end for plan in read), "the test split waits for the last student"
+
+
+def test_a_candidate_beyond_the_measured_limit_is_never_trained() -> None:
+    def work(plan: StagePlan) -> StageResult:
+        slow = "large" in str(engine_arch.get(plan.inputs.get("onnx", ""), ""))
+        return honest(plan, latency_ms=50.0 if slow else 1.0)
+
+    engine_arch: dict[str, str] = {}
+    ledger, job, engine, controller = setup(
+        lambda plan: engine_arch.update({plan.key: str(plan.spec.get("arch"))}) or work(plan),
+        budget=Budget(max_latency_ms=10.0),
+    )
+    assert drive(controller, ledger, job.id) == "done"
+    infeasible = [t for t in ledger.trials(job.id) if t.state == "infeasible"]
+    assert infeasible, "the seeded design starts with the largest network"
+    assert all("max_latency_ms" in (t.reason or "") for t in infeasible)
+    assert not [p for p in engine.done if p.kind is StageKind.STUDENT and p.spec["arch"] == "large"]
+    assert sum(t.state == "done" for t in ledger.trials(job.id)) == 3, "infeasible trials do not use up the number"
+
+
+def test_a_latency_nothing_meets_is_said_after_one_look_at_each_architecture() -> None:
+    ledger, job, engine, controller = setup(
+        lambda plan: honest(plan, latency_ms=50.0), budget=Budget(max_latency_ms=10.0)
+    )
+    assert drive(controller, ledger, job.id) == "failed"
+    reason = ledger.job(job.id).reason or ""
+    assert reason.startswith(UNMET)
+    assert "max_latency_ms" in reason
+    assert "max_latency_ms >= 50" in reason
+    assert {plan.kind for plan in engine.done} == {StageKind.INGEST, StageKind.EXPORT, StageKind.MEASURE}
+    assert len(engine.done) <= 1 + 2 * (1 + len(Catalogue.from_json(catalogue()).archs))
+
+
+def test_a_budget_nothing_meets_ends_before_any_stage_but_ingest() -> None:
+    ledger, job, engine, controller = setup(honest, budget=Budget(max_macs=10))
+    assert drive(controller, ledger, job.id) == "failed"
+    assert (ledger.job(job.id).reason or "").startswith(UNMET)
+    assert [plan.kind for plan in engine.done] == [StageKind.INGEST]
+
+
+def test_least_accuracy_unmet_names_the_best() -> None:
+    ledger, job, _, controller = setup(honest, budget=Budget(min_accuracy=0.99))
+    assert drive(controller, ledger, job.id) == "failed"
+    assert "91.7%" in (ledger.job(job.id).reason or "")
+
+
+def test_a_failed_student_fails_its_trial_only() -> None:
+    broken: list[str] = []
+
+    def work(plan: StagePlan) -> StageResult:
+        if plan.kind is StageKind.STUDENT and not broken:
+            broken.append(plan.key)
+            raise ValueError("the loss is not finite")
+        return honest(plan)
+
+    ledger, job, _, controller = setup(work)
+    assert drive(controller, ledger, job.id) == "done"
+    states = Counter(trial.state for trial in ledger.trials(job.id))
+    assert states == {"done": 2, "failed": 1}
+
+
+def test_retry_runs_only_what_failed() -> None:
+    healthy = False
+
+    def work(plan: StagePlan) -> StageResult:
+        if plan.kind is StageKind.ASSISTANT and not healthy:
+            raise ValueError("disk full")
+        return honest(plan)
+
+    ledger, job, engine, controller = setup(work)
+    assert drive(controller, ledger, job.id) == "failed"
+    assert "disk full" in (ledger.job(job.id).reason or "")
+    before, healthy = len(engine.done), True
+    assert retry(ledger, ledger.job(job.id)).state == "queued"
+    assert drive(controller, ledger, job.id) == "done"
+    assert StageKind.TEACHER not in {plan.kind for plan in engine.done[before:]}
+    assert retry(ledger, ledger.job(job.id)).state == "done", "a finished job is left alone"
+
+
+def test_a_stage_whose_process_keeps_dying_fails_after_its_tries() -> None:
+    ledger, job, _, controller = setup(lambda plan: None if plan.kind is StageKind.TEACHER else honest(plan))
+    assert drive(controller, ledger, job.id) == "failed"
+    assert "teacher" in (ledger.job(job.id).reason or "")
+
+
+def test_a_failed_data_set_fails_its_jobs_with_the_reason() -> None:
+    def work(plan: StagePlan) -> StageResult:
+        raise ValueError(f"no picture in {plan.hints['source']}")
+
+    ledger, job, _, controller = setup(work)
+    assert drive(controller, ledger, job.id) == "failed"
+    assert "no picture in d.zip" in (ledger.job(job.id).reason or "")
+
+
+def test_a_cancelled_job_gives_up_its_attempts() -> None:
+    ledger, job, engine, controller = setup(honest)
+    engine.keeps_running = True
+    engine.work = lambda plan: None if plan.kind is StageKind.TEACHER else honest(plan)
+    for _ in range(20):
+        controller.step()
+    assert len(ledger.open_attempts()) == 1
+    ledger.move_job(job.id, expect=("running",), to="cancelled")
+    controller.step()
+    assert len(engine.cancelled) == 1
+    assert not ledger.open_attempts()
+
+
+@pytest.mark.parametrize("ablate", ["best", "all"])
+def test_the_baseline_is_trained_at_the_same_size_and_epochs(ablate: str) -> None:
+    ledger, job, engine, controller = setup(honest, ablate=ablate)
+    assert drive(controller, ledger, job.id) == "done"
+    tested = [d for d in ledger.deployments(job.id) if d.test is not None]
+    compared = [d for d in tested if d.details.get("baselines")]
+    assert len(compared) == (1 if ablate == "best" else len(tested))
+    plain = [p for p in engine.done if p.kind is StageKind.STUDENT and p.spec["method"] == "supervised"]
+    assert {p.spec["epochs"] for p in plain} == {1}
+    assert {Size.parse(p.spec["image_size"]) for p in plain} == {d.candidate.image_size for d in compared}
+
+
+def test_the_same_seed_gives_the_same_trials() -> None:
+    runs = []
+    for _ in range(2):
+        ledger, job, _, controller = setup(honest, seed=7)
+        drive(controller, ledger, job.id)
+        runs.append([trial.candidate for trial in ledger.trials(job.id)])
+    assert runs[0] == runs[1]
+
+
+def test_a_new_controller_goes_on_from_the_ledger() -> None:
+    ledger, job, engine, controller = setup(honest)
+    for _ in range(12):
+        controller.step()
+    assert ledger.job(job.id).state == "running"
+    fresh = Controller(ledger, engine, lease_s=30, max_attempts=2)
+    assert drive(fresh, ledger, job.id) == "done"
+    assert max(Counter(plan.key for plan in engine.done).values()) == 1

@@ -1,0 +1,196 @@
+import dataclasses
+import math
+import time
+import warnings
+
+import optuna
+import pytest
+
+from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.domain import Budget, Candidate, Cost, Size
+from stillhouse.search.job import JobSpec, TrialRecord
+from stillhouse.search.sampler import LEAST_TOLD, Sampler
+from stillhouse.search.space import Space
+
+OBJECTIVES = ("macs", "image_bytes")
+SIDES = (32, 48, 64, 96, 128, 192)
+
+
+def catalogue(archs=6, pretrained=()):
+    entries = {
+        f"net{i}": {
+            "family": "cnn",
+            "stems": ["stock", "stride1"],
+            "head_features": 10,
+            "head_bias": True,
+            "cells": {
+                f"{side}x{side}|{stem}": {"macs": (i + 1) * side**2 * (4 if stem == "stride1" else 1), "params": 1000}
+                for side in SIDES
+                for stem in ("stock", "stride1")
+            },
+        }
+        for i in range(archs)
+    }
+    sizes = [str(side) for side in SIDES]
+    weights = {"package": list(pretrained)}
+    return Catalogue.from_json({"names": list(entries), "archs": entries, "image_sizes": sizes, "weights": weights})
+
+
+def space(budget=None, **options):
+    curve = [
+        {"fit": "squash", "codec": "jpeg", "quality": 90, "size": str(side), "mean_bytes": 300 + side**1.7}
+        for side in SIDES
+    ]
+    spec = JobSpec("d", budget or Budget(max_macs=60_000, max_image_size=Size(64, 64)))
+    return Space(catalogue(**options), {"classes": ["a", "b"], "curve": curve}, spec)
+
+
+def sampler(found, *, seed=0, trials=8, candidates=None):
+    return Sampler(found.feasible if candidates is None else candidates, found, seed, planned_trials=trials)
+
+
+def accuracy(candidate):
+    """What training might give: the grid counts, then the picture, then the architecture."""
+    grid = candidate.network_size.height * (1 if candidate.stem == "stock" else 2)
+    return 1 - 8 / grid - 4 / candidate.image_size.height - 0.02 * int(candidate.arch.removeprefix("net"))
+
+
+def run(found, count, *, seed=0, trials=8, state="done"):
+    history = []
+    for number in range(count):
+        candidate = sampler(found, seed=seed, trials=trials).propose(history, number, OBJECTIVES)
+        if candidate is None:
+            break
+        value = accuracy(candidate) if state == "done" else None
+        history.append(TrialRecord("j", number, candidate, state, found.cost(candidate), accuracy=value))
+    return history
+
+
+def test_first_the_likely_best_then_the_far_end():
+    found = space()
+    first, second = [trial.candidate for trial in run(found, 2)]
+    best = max(found.cost(c).macs for c in found.feasible if c.image_size == Size(64, 64))
+    assert first.image_size == Size(64, 64) and found.cost(first).macs == best
+    assert first.network_size != first.image_size or first.stem != "stock"
+    assert second.image_size == Size(32, 32) and found.cost(second).macs < best / 4
+
+
+@pytest.mark.parametrize("state", ["done", "training"])
+def test_the_spread_shares_architectures_and_keeps_a_sensible_grid(state):
+    tried = [trial.candidate for trial in run(space(), LEAST_TOLD, trials=4, state=state)]
+    assert len({candidate.arch for candidate in tried}) == 2
+    assert all(c.network_size.height * (2 if c.stem == "stride1" else 1) >= 96 for c in tried)
+    assert len({c.image_size for c in tried}) >= 2 and len({c.network_size for c in tried}) >= 2
+
+
+def test_the_spread_prefers_networks_that_start_from_trained_weights():
+    tried = {trial.candidate.arch for trial in run(space(pretrained=("net1", "net3")), LEAST_TOLD)}
+    assert tried == {"net1", "net3"}
+
+
+def test_senseless_cells_are_tried_when_there_is_nothing_else():
+    found = space(Budget(max_image_size=Size(32, 32), max_macs=2000))
+    assert {c.network_size for c in found.feasible} == {Size(32, 32)}
+    assert len(run(found, 50)) == len(found.feasible) > 0
+
+
+def test_every_candidate_is_tried_once_then_none():
+    found = space(Budget(max_macs=12_000), archs=2)
+    history = run(found, 1000)
+    assert sorted(t.candidate for t in history) == sorted(found.feasible)
+    assert len(history) < 1000
+
+
+def test_only_the_candidates_given_are_proposed():
+    found = space()
+    allowed = found.feasible[::5]
+    history = run(found, 12)
+    for number in range(12, 16):
+        assert sampler(found, candidates=allowed).propose(history, number, OBJECTIVES) in allowed
+    assert sampler(found, candidates=()).propose(history, 16, OBJECTIVES) is None
+
+
+def test_tpe_finds_better_ones_than_the_spread_did():
+    found = space(archs=12)
+    told = run(found, 40)
+
+    def mean(trials):
+        return sum(t.accuracy for t in trials) / len(trials)
+
+    assert mean(told[-15:]) > mean([TrialRecord("j", 0, c, "done", accuracy=accuracy(c)) for c in found.feasible])
+
+
+def test_infeasible_failed_and_running_trials_are_told():
+    found = space()
+    history = run(found, 12)
+    states = ["infeasible", "failed", "training", "costing"]
+    mixed = [dataclasses.replace(t, state=states[i - 8], accuracy=None) if i >= 8 else t for i, t in enumerate(history)]
+    proposal = sampler(found).propose(mixed, 12, OBJECTIVES)
+    assert proposal in found.feasible and proposal not in {t.candidate for t in mixed}
+
+
+def test_how_each_state_is_told_to_optuna(monkeypatch):
+    told = []
+    real = optuna.trial.create_trial
+
+    def spy(**arguments):
+        told.append((arguments["state"].name, arguments["values"], arguments["constraints"]))
+        return real(**arguments)
+
+    monkeypatch.setattr(optuna.trial, "create_trial", spy)
+    found = space()
+    history = run(found, LEAST_TOLD)
+    states = ("infeasible", "failed", "training", "costing")
+    spare = [candidate for candidate in found.feasible if candidate not in {trial.candidate for trial in history}]
+    history += [TrialRecord("j", 10 + i, spare[i], state, Cost(macs=1)) for i, state in enumerate(states)]
+    sampler(found).propose(history, 20, OBJECTIVES)
+    cost = history[0].cost
+    values = [history[0].accuracy, math.log2(cost.macs), math.log2(cost.image_bytes)]
+    assert told[0] == ("COMPLETE", values, {"feasible": 0.0})
+    assert told[LEAST_TOLD:] == [
+        ("PRUNED", None, {"feasible": 1.0}),
+        ("PRUNED", None, {"feasible": 1.0}),
+        ("RUNNING", None, None),
+        ("RUNNING", None, None),
+    ]
+
+
+def test_tpe_keeps_away_from_what_was_infeasible():
+    found = space(archs=8)
+    history = run(found, LEAST_TOLD)
+    costly = {"net5", "net6", "net7"}
+    barred = [c for c in found.feasible if c.arch in costly and c not in {t.candidate for t in history}][:40]
+    history += [TrialRecord("j", 100 + i, c, "infeasible", found.cost(c)) for i, c in enumerate(barred)]
+    asked = [sampler(found, seed=seed).propose(history, 200, OBJECTIVES) for seed in range(12)]
+    assert sum(c.arch in costly for c in asked) <= 3
+
+
+def test_trials_of_an_older_catalogue_do_no_harm():
+    found = space()
+    gone = Candidate("net_gone", Size(40, 40), Size(90, 90), "half_patch")
+    old = [TrialRecord("j", 50 + i, gone, "done", Cost(macs=7, image_bytes=9.0), accuracy=0.5) for i in range(3)]
+    for told in (2, 12):
+        assert sampler(found).propose([*run(found, told), *old], 60, OBJECTIVES) in found.feasible
+
+
+def test_a_done_trial_without_the_objective_waits_with_the_running_ones():
+    found = space()
+    history = run(found, 12)
+    assert sampler(found).propose(history, 12, ("latency_ms",)) in found.feasible
+
+
+def test_two_hundred_trials_are_rebuilt_and_asked_quickly_and_quietly(capfd):
+    found = space(Budget(max_image_size=Size(128, 128)), archs=20)
+    history = [
+        TrialRecord("j", i, c, "done", found.cost(c), accuracy=accuracy(c) + math.sin(i) / 50)
+        for i, c in enumerate(found.feasible[:400:2])
+    ]
+    assert len(history) == 200
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        started = time.process_time()
+        proposal = sampler(found).propose(history, 200, OBJECTIVES)
+        seconds = time.process_time() - started
+    assert proposal is not None
+    assert seconds < 0.3, f"{seconds * 1000:.0f} ms of CPU"
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,258 @@
+import json
+import math
+import time
+
+import pytest
+
+from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.domain import Budget, Candidate, Cost, Size
+from stillhouse.search.errors import DatasetError, InfeasibleError, UnknownNameError, UserError
+from stillhouse.search.job import JobSpec
+from stillhouse.search.space import ByteCurve, Space, explain_infeasible
+
+
+def arch(base, *, stems=("stock",), family="cnn", sizes=(32, 48, 64, 96, 128), bias=True):
+    """MACs grow with the pixels: ``base`` at 32 pixels, fourfold with another stem."""
+    cells = {
+        f"{side}x{side}|{stem}": {
+            "macs": round(base * (side / 32) ** 2 * (1 if stem == "stock" else 4)),
+            "params": 1000 * base,
+        }
+        for side in sizes
+        for stem in stems
+    }
+    return {"family": family, "stems": list(stems), "head_features": 10, "head_bias": bias, "cells": cells}
+
+
+DATA = {
+    "names": ["small_cnn", "tiny_vit", "huge_teacher"],
+    "image_sizes": ["64x64", "32x32", "128x128"],
+    "archs": {
+        "small_cnn": arch(100, stems=("stock", "stride1")),
+        "tiny_vit": arch(300, family="vit", sizes=(32, 64), bias=False),
+    },
+    "code": {"student": "abc"},
+    "weights": {"package": ["small_cnn"], "hub": []},
+}
+CATALOGUE = Catalogue.from_json(DATA)
+
+
+def row(side, mean, quality=90, fit="squash", codec="jpeg"):
+    return {"fit": fit, "size": f"{side}x{side}", "codec": codec, "quality": quality, "mean_bytes": mean}
+
+
+SUMMARY = {"classes": ["a", "b", "c"], "curve": [row(32, 400.0), row(64, 1600.0), row(128, 6400.0)]}
+
+
+def space(summary=SUMMARY, catalogue=CATALOGUE, **spec):
+    return Space(catalogue, summary, JobSpec("d", **spec))
+
+
+def candidate(name, image, network, stem="stock"):
+    return Candidate(name, Size.parse(image), Size.parse(network), stem)
+
+
+# -------------------------------------------------------------------------------------- catalogue
+
+
+def test_catalogue_adds_the_classifier():
+    assert CATALOGUE.macs("small_cnn", Size(32, 32), "stride1", 7) == 400 + 10 * 7
+    assert CATALOGUE.params("small_cnn", Size(32, 32), "stock", 7) == 100_000 + 10 * 7 + 7
+    assert CATALOGUE.params("tiny_vit", Size(32, 32), "stock", 7) == 300_000 + 10 * 7
+
+
+def test_catalogue_reads_names_sizes_code_and_weights():
+    assert [str(size) for size in CATALOGUE.image_sizes] == ["32x32", "64x64", "128x128"]
+    assert CATALOGUE.code == {"student": "abc"}
+    assert CATALOGUE.pretrained == {"small_cnn"}
+
+
+def test_catalogue_is_loaded_from_the_package(tmp_path, monkeypatch):
+    (tmp_path / "catalogue.json").write_text(json.dumps(DATA), encoding="utf-8")
+    monkeypatch.setattr("stillhouse.search.catalogue.resources.files", {"stillhouse.search": tmp_path}.get)
+    assert Catalogue.load() == CATALOGUE
+
+
+def test_catalogue_refuses_unknown_names_with_near_ones():
+    with pytest.raises(UnknownNameError, match="did you mean small_cnn"):
+        CATALOGUE.check_arch("smal_cnn")
+    with pytest.raises(UnknownNameError, match="teacher only"):
+        CATALOGUE.check_arch("huge_teacher")
+    with pytest.raises(UnknownNameError, match="did you mean huge_teacher"):
+        CATALOGUE.check_teacher("huge_teecher")
+    with pytest.raises(UnknownNameError, match=r"network size and stem of tiny_vit '96x96\|stock'"):
+        CATALOGUE.macs("tiny_vit", Size(96, 96), "stock", 2)
+    CATALOGUE.check_teacher("huge_teacher")
+
+
+# ------------------------------------------------------------------------------------- candidates
+
+
+def test_candidates_are_all_cells_up_to_four_times_the_picture():
+    found = {(str(c.image_size), str(c.network_size)) for c in space(archs=("small_cnn",)).candidates}
+    assert found == {
+        *(("32x32", f"{n}x{n}") for n in (32, 48, 64, 96, 128)),
+        *(("64x64", f"{n}x{n}") for n in (64, 96, 128)),
+        ("128x128", "128x128"),
+    }
+    assert {c.stem for c in space(archs=("small_cnn",)).candidates} == {"stock", "stride1"}
+    assert {c.stem for c in space(archs=("tiny_vit",)).candidates} == {"stock"}
+
+
+def test_pictures_larger_than_the_teachers_are_left_out_unless_named():
+    assert max(c.image_size for c in space(teacher_size=64).candidates) == Size(64, 64)
+    assert {c.image_size for c in space(teacher_size=64, image_sizes=("128",)).candidates} == {Size(128, 128)}
+
+
+def test_exact_image_size_of_the_budget_joins_the_catalogues():
+    found = space(archs=("small_cnn",), budget=Budget(max_image_size=Size(50, 50)))
+    assert {c.network_size.height for c in found.candidates if c.image_size == Size(50, 50)} == {64, 96, 128}
+    assert {c.image_size.height for c in found.feasible} == {32, 50}
+    oblong = space(budget=Budget(max_image_size=Size(48, 64)))
+    assert {c.image_size for c in oblong.feasible} == {Size(32, 32)}
+
+
+def test_oblong_pictures_are_computed_on_a_grid_that_covers_them():
+    found = space(archs=("tiny_vit",), image_sizes=("48x64",)).candidates
+    assert [str(c) for c in found] == ["tiny_vit 48x64->64x64 stock"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ({"archs": ("tiny_vitt",)}, UnknownNameError, "did you mean tiny_vit"),
+        ({"image_sizes": ("200",)}, UserError, "200x200 is larger than every network size.*128x128"),
+        ({"classes": 4}, UserError, "classes must be <= 3"),
+        ({"codec": "webp"}, DatasetError, "fit squash and codec webp"),
+        ({"quality": 75}, DatasetError, "quality 90 only"),
+    ],
+)
+def test_bad_requests_are_named(spec, error, message):
+    with pytest.raises(error, match=message):
+        space(**spec)
+
+
+# ------------------------------------------------------------------------------------------ costs
+
+
+def test_cost_is_exact_and_ignores_knobs():
+    plain = candidate("small_cnn", 64, 128, "stride1")
+    with_knobs = Candidate(plain.arch, plain.image_size, plain.network_size, plain.stem, (("lr", 0.1),))
+    expected = Cost(macs=6400 + 30, params=100_033, image_bytes=pytest.approx(1600), image_size=Size(64, 64))
+    assert space().cost(plain) == space().cost(with_knobs) == expected
+    assert space(classes=2).cost(plain).macs == 6400 + 20
+    assert space().bound(plain).model_bytes == math.ceil(3.6 * 100_033)
+    with pytest.raises(UnknownNameError):
+        space().cost(candidate("small_cnn", 64, 65))
+
+
+def test_bytes_lie_on_a_power_law_between_and_beyond_measured_sizes():
+    curve = ByteCurve(SUMMARY["curve"], fit="squash", codec="jpeg", quality=90)
+    assert curve.bytes(Size(48, 48)) == pytest.approx(400 * 48**2 / 32**2)
+    assert curve.bytes(Size(256, 256)) == pytest.approx(25600)
+    assert curve.bytes(Size(16, 16)) == pytest.approx(100)
+    assert [curve.extrapolated(Size(n, n)) for n in (31, 32, 128, 129)] == [True, False, False, True]
+    assert space().extrapolated(Size(200, 200)) and not space().extrapolated(Size(64, 64))
+
+
+def test_bytes_between_qualities_are_linear_in_log_bytes():
+    rows = [row(32, 100.0, 50), row(32, 400.0, 90), row(64, 300.0, 50), row(64, 1200.0, 90)]
+    rows += [row(32, 9.0, 50, fit="crop"), row(64, 9.0, 90, codec="webp")]
+    assert ByteCurve(rows, fit="squash", codec="jpeg", quality=70).bytes(Size(32, 32)) == pytest.approx(200)
+    assert ByteCurve(rows, fit="squash", codec="jpeg", quality=90).bytes(Size(64, 64)) == pytest.approx(1200)
+
+
+def test_one_measured_size_tells_no_other():
+    curve = ByteCurve([row(32, 100.0)], fit="squash", codec="jpeg", quality=90)
+    assert curve.bytes(Size(32, 32)) == pytest.approx(100)
+    with pytest.raises(DatasetError, match="one size only, which does not tell 64x64"):
+        curve.bytes(Size(64, 64))
+
+
+# ------------------------------------------------------------------------------------ feasibility
+
+
+@pytest.mark.parametrize(
+    ("budget", "keeps"),
+    [
+        (Budget(max_macs=1000), lambda c: space().cost(c).macs <= 1000),
+        (Budget(max_params=200_000), lambda c: c.arch == "small_cnn"),
+        (Budget(max_model_bytes=400_000), lambda c: c.arch == "small_cnn"),
+        (Budget(max_image_bytes=1700), lambda c: c.image_size.height <= 64),
+        (Budget(max_image_size=Size(64, 64)), lambda c: c.image_size.height <= 64),
+        (Budget(max_latency_ms=0.001, min_accuracy=0.99), bool),
+    ],
+)
+def test_feasible_are_those_within_the_known_limits(budget, keeps):
+    found = space(budget=budget)
+    assert found.feasible == tuple(c for c in found.candidates if keeps(c))
+    assert found.feasible
+    found.check()
+
+
+def test_a_budget_that_one_limit_makes_impossible_is_explained():
+    impossible = space(budget=Budget(max_macs=13))
+    with pytest.raises(InfeasibleError) as caught:
+        impossible.check()
+    assert str(caught.value) == (
+        f"no candidate meets the budget: max_macs 13 rules out all {len(impossible.candidates)} candidates. "
+        "The nearest is small_cnn at 32x32->32x32 stock, which needs max_macs >= 130 (x10)"
+    )
+    assert space(budget=Budget(max_macs=130)).feasible
+
+
+def test_limits_that_bind_together_are_told_apart():
+    budget = Budget(max_macs=100, max_image_bytes=500)
+    with pytest.raises(InfeasibleError, match=r"max_macs 100 rules out all 21 candidates; .*") as caught:
+        space(budget=budget).check()
+    assert "max_image_bytes 500 rules out 9 of 21 candidates; 12 would be left by lifting max_macs alone" in str(
+        caught.value
+    )
+    with pytest.raises(InfeasibleError, match="no single limit lifted would be enough"):
+        space(budget=Budget(max_macs=100, max_params=100)).check()
+
+
+def test_what_the_nearest_needs_is_enough():
+    costs = [
+        (candidate("a", 32, 32), Cost(macs=10, image_bytes=612.3, latency_ms=3.001)),
+        (candidate("b", 32, 32), Cost(macs=400, image_bytes=601.0, latency_ms=1.0)),
+    ]
+    message = explain_infeasible(costs, Budget(max_macs=100, max_image_bytes=600, max_latency_ms=2.0))
+    assert message.endswith(
+        "The nearest is a at 32x32->32x32 stock, which needs max_latency_ms >= 3.01 (x1.51) "
+        "and max_image_bytes >= 613 (x1.03)"
+    )
+    with pytest.raises(ValueError, match="each beyond a limit"):
+        explain_infeasible(costs, Budget())
+
+
+# --------------------------------------------------------------------------------------- distance
+
+
+def test_nearest_is_the_proposal_itself_then_its_neighbours():
+    found = space()
+    wanted = candidate("small_cnn", 64, 96)
+    assert found.nearest(wanted, ()) == wanted
+    second = found.nearest(wanted, {wanted})
+    assert second is not None and second.arch == "small_cnn" and second != wanted
+    assert found.nearest(candidate("small_cnn", 64, 80), ()) == candidate("small_cnn", 64, 96)
+    assert found.nearest(wanted, set(found.feasible)) is None
+
+
+def test_cheapest_of_each_architecture_comes_cheapest_first():
+    assert space().cheapest_by_arch() == (candidate("small_cnn", 32, 32), candidate("tiny_vit", 32, 32))
+
+
+def test_thousands_of_cells_take_a_fraction_of_a_second():
+    sizes = tuple(range(32, 256, 8))
+    data = DATA | {
+        "image_sizes": [f"{side}x{side}" for side in sizes],
+        "archs": {f"net{i}": arch(100 + i, stems=("stock", "stride1"), sizes=sizes) for i in range(40)},
+    }
+    catalogue = Catalogue.from_json(data)
+    started = time.process_time()
+    found = space(catalogue=catalogue, teacher_size=256, budget=Budget(max_macs=3000))
+    feasible = found.feasible
+    seconds = time.process_time() - started
+    assert len(found.candidates) > 5000 and 0 < len(feasible) < len(found.candidates)
+    assert seconds < 1.0, f"{seconds:.2f} s of CPU"
