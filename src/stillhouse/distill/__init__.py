@@ -1,0 +1,1 @@
+"""The trainer: teacher -> assistant -> student (torch, timm)."""

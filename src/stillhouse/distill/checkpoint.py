@@ -1,0 +1,64 @@
+"""Checkpoints that survive a kill at any moment.
+
+Written to a temporary name, synced, renamed, and the folder synced; the name carries the sha256 of the bytes, so a torn
+or rotten file is never loaded: the one before it is. The newest two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEPT = 2
+_NAME = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{64})\.pt")
+
+
+def save_checkpoint(folder: Path, epoch: int, state: Mapping[str, Any]) -> Path:
+    """Writes the state after ``epoch`` epochs and drops all but the newest two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    data = buffer.getvalue()
+    path = folder / f"checkpoint-{epoch:06d}-{hashlib.sha256(data).hexdigest()}.pt"
+    fresh = path.with_suffix(".tmp")
+    with fresh.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    fresh.replace(path)
+    sync_folder(folder)
+    for old in _found(folder)[KEPT:]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest state whose bytes match their hash; None when there is none."""
+    for path in _found(folder):
+        data = path.read_bytes()
+        match = _NAME.fullmatch(path.name)
+        if match is not None and hashlib.sha256(data).hexdigest() == match[2]:
+            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return state
+    return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _found(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((path for path in folder.glob("checkpoint-*.pt") if _NAME.fullmatch(path.name)), reverse=True)

@@ -1,0 +1,1 @@
+"""Pictures: ingest, storage, splits, codecs and stateless views."""

@@ -1,0 +1,135 @@
+"""One network: a timm backbone with its preprocessing inside.
+
+| symbol | meaning |
+|---|---|
+| N, K | batch, classes |
+| h, w | picture size (``image_size``): what the device sends |
+| H, W | ``network_size``: what the backbone computes at; a larger one upsamples inside the graph |
+
+A network takes float pictures (N, 3, h, w) in [0, 1], normalises them with its architecture's own mean and
+std, upsamples bilinearly when H x W differs from h x w, and gives logits (N, K).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from stillhouse.search.domain import Json, Size
+from stillhouse.search.errors import StageError
+
+
+class Network(nn.Module):
+    """A backbone with its preprocessing; see the module's head for shapes.
+
+    Args:
+        backbone: A timm network that computes at ``network_size``.
+        arch: Its timm name.
+        classes: Outputs of its classifier.
+        image_size: Size of the pictures it is given.
+        network_size: Size the backbone computes at.
+        stem: ``stock``, ``stride1`` (CNN) or ``half_patch`` (ViT).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, *, arch: str, classes: int, image_size: Size, network_size: Size, stem: str
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.arch, self.classes, self.stem = arch, classes, stem
+        self.image_size, self.network_size = image_size, network_size
+        self.family = family(backbone)
+        for name in ("mean", "std"):
+            values = torch.tensor(config(backbone)[name], dtype=torch.float32)
+            self.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Mean/std-normalised pictures; (N, 3, any, any) in [0, 1] -> the same shape."""
+        return (x - self.mean) / self.std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of pictures (N, 3, h, w) in [0, 1]."""
+        x = self.normalise(x)
+        if self.network_size != self.image_size:
+            size = (self.network_size.height, self.network_size.width)
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        logits: Tensor = self.backbone(x)
+        return logits
+
+    def spec(self) -> dict[str, Json]:
+        """What ``build`` needs to make the same network, as JSON."""
+        return {
+            "arch": self.arch,
+            "classes": self.classes,
+            "image_size": str(self.image_size),
+            "network_size": str(self.network_size),
+            "stem": self.stem,
+        }
+
+
+def family(backbone: nn.Module) -> str:
+    """``vit`` for plain vision transformers, ``cnn`` for all others."""
+    return "vit" if isinstance(backbone, VisionTransformer) else "cnn"
+
+
+def config(backbone: nn.Module) -> dict[str, Any]:
+    """What timm says of a backbone: mean, std, name of the classifier, whether its input size is fixed."""
+    found: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    return found
+
+
+def input_convolution(network: Network) -> nn.Conv2d:
+    """The first convolution: it reads the picture (a ViT's patch embedding included).
+
+    Raises:
+        StageError: No convolution reads the picture.
+    """
+    return first_convolution(network.backbone)
+
+
+def first_convolution(backbone: nn.Module) -> nn.Conv2d:
+    """``input_convolution`` of a bare backbone."""
+    named = config(backbone).get("first_conv")
+    if isinstance(named, str):
+        found = dict(backbone.named_modules()).get(named)
+        if isinstance(found, nn.Conv2d):
+            return found
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            return module
+    raise StageError(f"{type(backbone).__name__} has no convolution that reads a picture of 3 channels")
+
+
+def classifier_names(backbone: nn.Module) -> frozenset[str]:
+    """Names, in the state dict, of the tensors whose shape depends on the number of classes."""
+    named = config(backbone).get("classifier") or ()
+    prefixes = tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
+    return frozenset(name for name in backbone.state_dict() if name.startswith(prefixes))
+
+
+def count_macs(network: nn.Module, size: Size) -> int:
+    """MACs of one picture through a network on the meta device (METHODS section 5).
+
+    Convolutions, linear layers and the two matrix products of attention are counted; elementwise work,
+    normalisation, pooling and interpolation are not, as usual in the field. The network is left in
+    evaluation mode with fused attention off: a fused kernel would hide its products from some counters.
+
+    Args:
+        network: A module that takes (1, 3, height, width), on the meta device.
+        size: The picture's.
+    """
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, size.height, size.width, device="meta"))
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,125 @@
+"""Each loss recomputed longhand, with loops and plain numpy, across dtypes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stillhouse.distill.decoder import Decoder
+from stillhouse.distill.losses.attention import upsample_attention, upsampled_attention_mse
+from stillhouse.distill.losses.features import upsampled_mse
+from stillhouse.distill.losses.isrd import isrd
+from stillhouse.distill.losses.logits import distillation_kl
+from stillhouse.search.domain import Size
+
+DTYPES = [torch.float32, torch.float64]
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+
+
+def softmax(row: list[float]) -> list[float]:
+    top = max(row)
+    powers = [math.exp(value - top) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def bilinear(grid: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Upsampling with half-pixel centres, pixel by pixel."""
+    rows, columns = grid.shape
+    out = np.empty((height, width))
+    for i in range(height):
+        for j in range(width):
+            y = min(max((i + 0.5) * rows / height - 0.5, 0), rows - 1)
+            x = min(max((j + 0.5) * columns / width - 0.5, 0), columns - 1)
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
+            dy, dx = y - top, x - left
+            above = grid[top, left] * (1 - dx) + grid[top, right] * dx
+            below = grid[bottom, left] * (1 - dx) + grid[bottom, right] * dx
+            out[i, j] = above * (1 - dy) + below * dy
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distillation_kl(dtype: torch.dtype, temperature: float) -> None:
+    student, teacher = torch.randn(5, 7, dtype=dtype) * 3, torch.randn(5, 7, dtype=dtype) * 3
+    expected = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        p = softmax([value / temperature for value in t])
+        q = softmax([value / temperature for value in s])
+        expected += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+    expected *= temperature**2 / 5
+    assert float(distillation_kl(student, teacher, temperature)) == pytest.approx(expected, rel=TOLERANCE[dtype] * 10)
+    assert float(distillation_kl(teacher, teacher, temperature)) == pytest.approx(0, abs=TOLERANCE[dtype] * 100)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_isrd(dtype: torch.dtype) -> None:
+    a, b = torch.randn(2, 3, 4, 5, dtype=dtype), torch.randn(2, 3, 4, 5, dtype=dtype)
+    expected = sum(abs(x - y) for x, y in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True)) / 120
+    assert float(isrd(a, b)) == pytest.approx(expected, rel=TOLERANCE[dtype])
+    with pytest.raises(ValueError, match="shapes must be equal"):
+        isrd(a, b[:, :, :3])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_upsampled_mse(dtype: torch.dtype) -> None:
+    student, assistant = torch.randn(2, 3, 3, 2, dtype=dtype), torch.randn(2, 3, 6, 5, dtype=dtype)
+    total = 0.0
+    for n in range(2):
+        for c in range(3):
+            total += float(((bilinear(student[n, c].numpy(), 6, 5) - assistant[n, c].numpy()) ** 2).sum())
+    assert float(upsampled_mse(student, assistant)) == pytest.approx(total / (2 * 3 * 30), rel=TOLERANCE[dtype] * 5)
+    with pytest.raises(ValueError, match="batch and channels must agree"):
+        upsampled_mse(student[:, :2], assistant)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_upsampled_attention(dtype: torch.dtype) -> None:
+    grid, target = (2, 2), (4, 3)
+    student = torch.softmax(torch.randn(2, 3, 4, 4, dtype=dtype), dim=-1)
+    assistant = torch.softmax(torch.randn(2, 3, 12, 12, dtype=dtype), dim=-1)
+    expected = np.empty((2, 3, 12, 12))
+    for n in range(2):
+        for a in range(3):
+            one = student[n, a].numpy()
+            keys = np.stack([bilinear(one[query].reshape(grid), *target).reshape(-1) for query in range(4)])
+            both = [bilinear(keys[:, key].reshape(grid), *target).reshape(-1) for key in range(12)]
+            expected[n, a] = np.stack(both, axis=1) * 4 / 12
+    found = upsample_attention(student, grid, target)
+    assert np.allclose(found.numpy(), expected, atol=TOLERANCE[dtype])
+    mse = float(((expected - assistant.numpy()) ** 2).mean())
+    assert float(upsampled_attention_mse(student, assistant, grid, target)) == pytest.approx(
+        mse, rel=TOLERANCE[dtype] * 50
+    )
+
+
+def test_a_row_of_attention_keeps_its_sum_when_the_ratio_is_whole() -> None:
+    student = torch.softmax(torch.randn(1, 2, 9, 9, dtype=torch.float64), dim=-1)
+    assert torch.allclose(
+        upsample_attention(student, (3, 3), (6, 6)).sum(-1), torch.ones(1, 2, 36, dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize(
+    ("grid", "large", "scale"),
+    [((28, 28), 224, 8), ((14, 14), 224, 16), ((28, 28), 112, 4), ((30, 30), 224, 8), ((64, 64), 48, 1)],
+)
+def test_the_decoder_is_the_papers_for_any_ratio(grid: tuple[int, int], large: int, scale: int) -> None:
+    decoder = Decoder(5, grid, Size(large, large))
+    assert decoder.convolution.weight.shape == (3 * scale**2, 5, 1, 1)
+    assert decoder.convolution.bias is None
+    assert isinstance(decoder.activation, nn.PReLU)
+    assert decoder.activation.weight.shape == (3,)
+    x = torch.randn(2, 5, *grid)
+    with torch.no_grad():
+        found = decoder(x)
+    assert found.shape == (2, 3, large, large)
+    kernel, slope = decoder.convolution.weight.detach()[:, :, 0, 0], decoder.activation.weight.detach()
+    for n, c, i, j in [(0, 0, 0, 0), (1, 2, large - 1, large - 1), (0, 1, large // 2, 3)]:
+        channel = c * scale**2 + (i % scale) * scale + j % scale
+        value = float(kernel[channel] @ x[n, :, i // scale, j // scale])
+        expected = value if value > 0 else value * float(slope[c])
+        assert float(found[n, c, i, j]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
