@@ -1,0 +1,1 @@
+"""The shipper: ONNX, parity, measurement."""

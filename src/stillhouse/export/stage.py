@@ -1,0 +1,116 @@
+"""Runs a stage of the shipper: export, measure."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from stillhouse.export.measure import predict, preprocess_statement, probe
+from stillhouse.export.onnx import export, model_metadata
+from stillhouse.export.parity import check_parity
+from stillhouse.search.domain import Accuracy, Fit, Json, Size
+
+Result = tuple[dict[str, Path], dict[str, Json]]
+Pictures = NDArray[np.uint8]
+
+
+def run_export(
+    network: nn.Module,
+    spec: Mapping[str, Json],
+    *,
+    pictures: Pictures | None,
+    class_names: list[str],
+    work: Path,
+) -> Result:
+    """Exports a network and checks the file against it.
+
+    Args:
+        network: Takes float pictures (N, 3, h, w) in [0, 1].
+        spec: The stage's spec.
+        pictures: (N, h, w, 3) uint8 to compare on; None draws noise (an untrained network, exported for its costs).
+        class_names: Labels by output index; they go into the file.
+        work: Folder for the file.
+
+    Raises:
+        StageError: The network cannot be exported.
+        ParityError: The file says something else than the network.
+    """
+    began = time.monotonic()
+    size, fit = Size.parse(spec["image_size"]), Fit(spec["fit"])
+    preprocess = preprocess_statement(size, fit)
+    path = work / "model.onnx"
+    info = export(network, image_size=size, path=path, metadata=model_metadata(spec, class_names, preprocess))
+    if pictures is None:
+        noise = np.random.default_rng(0).integers(0, 256, (4, size.height, size.width, 3), dtype=np.uint8)
+        pictures = noise
+    parity = check_parity(network, path, pictures, precision=spec["precision"])
+    return {"onnx": path}, {
+        "model_bytes": info.model_bytes,
+        "opset": info.opset,
+        "parity": parity.to_json(),
+        "preprocess": preprocess,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def run_measure(
+    spec: Mapping[str, Json],
+    onnx: Path,
+    *,
+    pictures: Pictures | None,
+    coded: Pictures | None,
+    labels: NDArray[np.int64] | None,
+    work: Path,
+) -> Result:
+    """Measures an ONNX file: latency and memory if asked for, accuracy if pictures are given.
+
+    Args:
+        spec: The stage's spec.
+        onnx: The file.
+        pictures: (N, h, w, 3) uint8, brought to size by the deployed chain.
+        coded: The same after the codec that ``image_bytes`` was measured with.
+        labels: (N,).
+        work: Folder for the predictions.
+    """
+    files: dict[str, Path] = {}
+    metrics: dict[str, Json] = {"model_bytes": onnx.stat().st_size, "split": spec["split"]}
+    if spec["latency"]:
+        found = probe(onnx, threads=spec["threads"])
+        metrics |= {
+            "latency_ms": found.latency_ms,
+            "latency_p95_ms": found.latency_p95_ms,
+            "memory_bytes": found.memory_bytes,
+            "runs": found.runs,
+            "threads": found.threads,
+            "runtime": found.runtime,
+            "host": {**found.host, "pinned_cores": list(found.cores)},
+        }
+    if pictures is not None and labels is not None:
+        predictions = predict(onnx, pictures, threads=spec["threads"])
+        files["predictions"] = work / "predictions.npy"
+        np.save(files["predictions"], predictions)
+        metrics["accuracy"] = _accuracy(predictions, labels)
+        if coded is not None:
+            through = _accuracy(predict(onnx, coded, threads=spec["threads"]), labels)
+            metrics["coded"] = {"codec": spec["codec"], "quality": spec["quality"], **through}
+    return files, metrics
+
+
+def code_digests() -> dict[str, str]:
+    """Digest by stage kind of the sources and libraries that decide its result."""
+    digest = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in ("torch", "onnx", "onnxruntime")).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return dict.fromkeys(("export", "measure"), digest.hexdigest()[:16])
+
+
+def _accuracy(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Json]:
+    accuracy = Accuracy(int((predictions == labels).sum()), len(labels))
+    return {"correct": accuracy.correct, "total": accuracy.total}
