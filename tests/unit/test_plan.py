@@ -116,7 +116,8 @@ def test_the_place_of_a_data_set_is_not_part_of_its_key() -> None:
 def test_a_plan_survives_json_and_has_the_same_key_in_another_process() -> None:
     plan = planner().training(SMALL).last
     assert StagePlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-    code = "import json,sys; from stillhouse.search.domain import StagePlan as P; print(P.from_json(json.load(sys.stdin)).key)"
+    code = "import json, sys; from stillhouse.search.domain import StagePlan as P; "
+    code += "print(P.from_json(json.load(sys.stdin)).key)"
     done = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps(plan.to_json()), text=True, capture_output=True, check=True
     )

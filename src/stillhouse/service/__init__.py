@@ -1,0 +1,1 @@
+"""The front door: ledger, engine, API, pages and command line."""

@@ -1,0 +1,39 @@
+"""What every route works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from stillhouse.search.domain import Json
+from stillhouse.search.errors import StillhouseError
+from stillhouse.search.ports import ArtifactStore, Ledger
+from stillhouse.service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Context:
+    """The ledger, the store and the settings."""
+
+    ledger: Ledger
+    store: ArtifactStore
+    settings: Settings
+
+    def catalogue(self) -> Mapping[str, Json]:
+        """What the workers published."""
+        data = self.ledger.catalogue()
+        if data is None:
+            raise StillhouseError("no worker has published its catalogue yet; start the controller once")
+        return data
+
+
+def context(request: Request) -> Context:
+    """The application's context."""
+    found: Context = request.app.state.context
+    return found
+
+
+Ctx = Annotated[Context, Depends(context)]

@@ -1,0 +1,91 @@
+"""Jobs: create, look at, cancel, and their fronts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header
+
+from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.check import check_request
+from stillhouse.search.domain import Deployment, Json
+from stillhouse.search.errors import ConflictError, NotFoundError
+from stillhouse.search.job import JobRecord
+from stillhouse.search.pareto import deployment_front
+from stillhouse.search.space import Space
+from stillhouse.service.api.context import Context, Ctx
+from stillhouse.service.report import front_entry, model_file_name
+from stillhouse.service.schemas import JobRequest, job_json
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.post("/jobs", status_code=202)
+def create_job(
+    body: JobRequest, ctx: Ctx, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+) -> dict[str, Json]:
+    """Starts a search. With an ``Idempotency-Key``, the same body gives the same job and another body 422.
+
+    A budget that nothing can meet is refused at once when the data set has been read.
+    """
+    spec, catalogue = body.to_spec(), ctx.catalogue()
+    dataset = ctx.ledger.dataset(spec.dataset)
+    check_request(catalogue, spec)
+    if spec.teacher_checkpoint is not None and not ctx.store.has(spec.teacher_checkpoint):
+        raise NotFoundError(f"no artifact {spec.teacher_checkpoint!r} to start the teacher from")
+    if dataset.state == "ready":
+        Space(Catalogue.from_json(catalogue), dataset.summary, spec).check()
+    return _shown(ctx, ctx.ledger.add_job(spec, idempotency_key=idempotency_key))
+
+
+@router.get("/jobs")
+def list_jobs(ctx: Ctx) -> list[dict[str, Json]]:
+    """All jobs, newest first, without their trials."""
+    shown = [_shown(ctx, job) for job in reversed(ctx.ledger.jobs())]
+    return [{name: value for name, value in job.items() if name != "trials"} for job in shown]
+
+
+@router.get("/jobs/{job_id}")
+def get_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
+    """One job: state, reason, and each trial with its candidate, costs and progress."""
+    return _shown(ctx, ctx.ledger.job(job_id))
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
+    """Stops a job; what it finished stays."""
+    if not ctx.ledger.move_job(job_id, expect=("queued", "running"), to="cancelled"):
+        raise ConflictError(
+            f"only a queued or running job can be cancelled; this one is {ctx.ledger.job(job_id).state}"
+        )
+    return _shown(ctx, ctx.ledger.job(job_id))
+
+
+@router.get("/jobs/{job_id}/pareto")
+def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
+    """The front: models that no other of the job beats on validation accuracy and on every chosen cost at once.
+
+    ``accuracy`` is the test split's once the job is done, the validation split's before.
+    """
+    job = ctx.ledger.job(job_id)
+    deployments = ctx.ledger.deployments(job_id)
+    front = deployment_front(deployments, job.spec.objectives, job.spec.budget)
+    members = {member.id for member in front}
+    return {
+        "job": job.id,
+        "state": job.state,
+        "objectives": list(job.spec.objectives),
+        "front": [_entry(member) for member in front],
+        "others": [_entry(other) for other in deployments if other.id not in members],
+    }
+
+
+def _entry(deployment: Deployment) -> dict[str, Json]:
+    entry = front_entry(deployment, file=model_file_name(deployment))
+    return {**entry, "links": {"onnx": f"/models/{deployment.id}/onnx"}}
+
+
+def _shown(ctx: Context, job: JobRecord) -> dict[str, Json]:
+    trials = ctx.ledger.trials(job.id)
+    stages = ctx.ledger.stages({key for trial in trials for key in trial.stages})
+    return job_json(job, trials, stages) | {"dataset_name": ctx.ledger.dataset(job.spec.dataset).name}

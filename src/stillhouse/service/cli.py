@@ -1,0 +1,286 @@
+"""The command line: ``stillhouse run``, ``up``, ``serve``, ``controller``, ``demo``, ``stage run``.
+
+A request that cannot be met ends with one message and exit code 2; a failure on our side with exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from stillhouse import __version__
+from stillhouse.search.domain import Budget, Fit, Json
+from stillhouse.search.errors import BudgetError, DatasetError, StillhouseError, UserError
+from stillhouse.search.job import Epochs, JobSpec
+from stillhouse.service.app import create_app
+from stillhouse.service.demo import demo_request, print_comparison
+from stillhouse.service.progress import Watcher
+from stillhouse.service.report import front_table
+from stillhouse.service.run import Outcome, run_job
+from stillhouse.service.settings import Settings
+from stillhouse.service.wiring import Platform
+
+app = typer.Typer(
+    help="From labelled pictures and a budget to ONNX models that fit the device.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+)
+stage_app = typer.Typer(help="What the engine runs.", no_args_is_help=True)
+app.add_typer(stage_app, name="stage")
+
+BUDGET, SEARCH, TRAINING = "Budget (each limit optional)", "Search", "Training"
+
+
+def _limit(text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(help=text, rich_help_panel=BUDGET)
+    return option
+
+
+@app.command()
+def run(
+    data: Annotated[str, typer.Argument(help="ImageFolder zip or folder, or 'textures' (built in).")],
+    out: Annotated[Path, typer.Option(help="Folder for front.json, front.png and the .onnx files.")],
+    max_macs: Annotated[float | None, _limit("Multiply-accumulates of one picture, such as 60e6.")] = None,
+    max_flops: Annotated[float | None, _limit("The same as FLOPs: 1 MAC = 2 FLOPs.")] = None,
+    max_params: Annotated[float | None, _limit("Parameters.")] = None,
+    max_model_bytes: Annotated[float | None, _limit("Size of the ONNX file.")] = None,
+    max_image_bytes: Annotated[float | None, _limit("Mean bytes of a picture sent.")] = None,
+    max_kbit_per_s: Annotated[float | None, _limit("Bandwidth in place of bytes; with --frames-per-s.")] = None,
+    frames_per_s: Annotated[float | None, _limit("Pictures a second over that bandwidth.")] = None,
+    max_image_size: Annotated[str | None, _limit("Largest picture captured: 64, or 48x64 (height x width).")] = None,
+    max_latency_ms: Annotated[float | None, _limit("Median latency of one picture on --device.")] = None,
+    max_memory_bytes: Annotated[float | None, _limit("Peak memory of inference on --device.")] = None,
+    min_accuracy: Annotated[float | None, _limit("Least top-1 accuracy on validation, between 0 and 1.")] = None,
+    device: Annotated[str | None, _limit("Device that latency and memory are measured on [default: local].")] = None,
+    budget: Annotated[Path | None, _limit("YAML file with the same limits (max_macs: 60e6 ...); flags win.")] = None,
+    trials: Annotated[int, typer.Option(help="Candidates to train.", rich_help_panel=SEARCH)] = 8,
+    seed: Annotated[int, typer.Option(help="Makes a run repeatable.", rich_help_panel=SEARCH)] = 0,
+    archs: Annotated[str, typer.Option(help="Only these networks, comma-separated.", rich_help_panel=SEARCH)] = "",
+    image_sizes: Annotated[str, typer.Option(help="Only these picture sizes.", rich_help_panel=SEARCH)] = "",
+    objectives: Annotated[
+        str, typer.Option(help="Costs that the front is drawn over.", rich_help_panel=SEARCH)
+    ] = "macs,image_bytes",
+    ablate: Annotated[
+        str, typer.Option(help="Train front members without a teacher too: none, best, all.", rich_help_panel=SEARCH)
+    ] = "none",
+    codec: Annotated[str, typer.Option(help="How pictures are sent: jpeg or webp.", rich_help_panel=SEARCH)] = "jpeg",
+    quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.", rich_help_panel=SEARCH)] = 90,
+    latency_threads: Annotated[int, typer.Option(help="CPU threads in latency.", rich_help_panel=SEARCH)] = 1,
+    teacher: Annotated[
+        str, typer.Option(help="NAME or NAME:CHECKPOINT.safetensors.", rich_help_panel=TRAINING)
+    ] = "tf_efficientnet_lite0",
+    teacher_size: Annotated[int, typer.Option(help="Side the teacher reads.", rich_help_panel=TRAINING)] = 192,
+    epochs: Annotated[str, typer.Option(help="teacher,assistant,student.", rich_help_panel=TRAINING)] = "6,6,12",
+    method: Annotated[str, typer.Option(help="tas, pixel, supervised.", rich_help_panel=TRAINING)] = "tas",
+    knob: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the method; repeatable.", rich_help_panel=TRAINING)
+    ] = None,
+    views: Annotated[int, typer.Option(help="Augmented crops per picture.", rich_help_panel=TRAINING)] = 4,
+    classes: Annotated[int | None, typer.Option(help="First N classes only.", rich_help_panel=TRAINING)] = None,
+    fit: Annotated[Fit, typer.Option(help="How pictures are fitted.", rich_help_panel=TRAINING)] = Fit.SQUASH,
+    skip_faults: Annotated[bool, typer.Option(help="Leave unreadable pictures out and go on.")] = False,
+) -> None:
+    """Search, distil, export and measure: from DATA and a budget to ONNX models in --out.
+
+    Started again with the same arguments, a stopped run goes on where it was.
+    """
+    limits = {
+        "max_macs": max_macs,
+        "max_flops": max_flops,
+        "max_params": max_params,
+        "max_model_bytes": max_model_bytes,
+        "max_image_bytes": max_image_bytes,
+        "max_kbit_per_s": max_kbit_per_s,
+        "frames_per_s": frames_per_s,
+        "max_image_size": max_image_size,
+        "max_latency_ms": max_latency_ms,
+        "max_memory_bytes": max_memory_bytes,
+        "min_accuracy": min_accuracy,
+        "device": device,
+    }
+    with _messages():
+        platform = Platform(Settings.load())
+        name, checkpoint = _teacher(platform, teacher)
+        spec = JobSpec(
+            dataset="",
+            budget=Budget.from_json(_budget_file(budget) | {n: v for n, v in limits.items() if v is not None}),
+            classes=classes,
+            trials=trials,
+            seed=seed,
+            method=method,
+            knobs=_knobs(knob or []),
+            teacher=name,
+            teacher_checkpoint=checkpoint,
+            teacher_size=teacher_size,
+            epochs=Epochs.parse(epochs),
+            views=views,
+            fit=fit,
+            codec=codec,
+            quality=quality,
+            objectives=_words(objectives),
+            archs=_words(archs),
+            image_sizes=_words(image_sizes),
+            ablate=ablate,
+            latency_threads=latency_threads,
+        )
+        _run(platform, data, spec, out, skip_faults)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("var/demo"),
+    data: Annotated[str, typer.Option(help="Your own ImageFolder zip or folder.")] = "textures",
+) -> None:
+    """The main job in a few minutes, on built-in pictures or your own, with a no-teacher comparison."""
+    with _messages():
+        platform = Platform(Settings.load())
+        started = time.monotonic()
+        outcome = _run(platform, data, demo_request(data), out, skip_faults=False)
+        print_comparison(outcome, Console())
+        Console().print(f"work took {time.monotonic() - started:.0f} s")
+
+
+def _run(platform: Platform, data: str, spec: JobSpec, out: Path, skip_faults: bool) -> Outcome:
+    console = Console()
+    with Watcher(platform.ledger, console) as watcher:
+        outcome = run_job(platform, data, spec, out=out, skip_faults=skip_faults, watcher=watcher)
+    console.print(front_table(outcome.front))
+    console.print(f"{len(outcome.front)} of {len(outcome.deployments)} models are on the front; written to {out}/:")
+    for name in ("front.json", "front.png", *(path.name for path in outcome.files.values())):
+        console.print(f"  {name}", highlight=False)
+    return outcome
+
+
+@app.command()
+def up() -> None:
+    """Serve the API, the pages and the controller together."""
+    with _messages():
+        platform = Platform(Settings.load())
+        with platform.controller() as controller:
+            stop = threading.Event()
+            thread = threading.Thread(target=controller.run, args=(stop,), name="controller")
+            thread.start()
+            try:
+                _serve(platform)
+            finally:
+                stop.set()
+                thread.join()
+
+
+@app.command()
+def serve() -> None:
+    """Serve the API and the pages only; a controller must run elsewhere on the same database."""
+    with _messages():
+        _serve(Platform(Settings.load()))
+
+
+@app.command()
+def controller() -> None:
+    """Run the controller and its engine only."""
+    with _messages(), Platform(Settings.load()).controller() as loop:
+        Console().print("controller runs; stop it with Ctrl-C")
+        loop.run(threading.Event())
+
+
+def _serve(platform: Platform) -> None:
+    settings = platform.settings
+    application = create_app(platform.ledger, platform.store, settings)
+    Console().print(f"Stillhouse {__version__} on http://{settings.host}:{settings.port}/ (home {settings.home})")
+    uvicorn.run(application, host=settings.host, port=settings.port, log_level="warning")
+
+
+@stage_app.command("run")
+def stage_run(attempt: Annotated[str, typer.Argument(help="Id of an open attempt.")]) -> None:
+    """Do the work of one attempt in this process."""
+    from stillhouse.service.worker import run_attempt  # noqa: PLC0415 - torch is for this command alone
+
+    with _messages():
+        settings = Settings.load()
+        run_attempt(attempt, os.cpu_count() or 1, str(settings.home))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Turns our errors into one message on stderr and an exit code."""
+    console = Console(stderr=True)
+    try:
+        yield
+    except UserError as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        if isinstance(error, DatasetError):
+            for fault in error.faults:
+                console.print(f"  {escape(fault)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except StillhouseError as error:
+        console.print(f"[bold red]failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on where this one was")
+        raise typer.Exit(130) from None
+
+
+def _budget_file(path: Path | None) -> dict[str, Json]:
+    if path is None:
+        return {}
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BudgetError(f"--budget {path} cannot be read as YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise BudgetError(f"--budget {path} must hold limits by name, such as 'max_macs: 60e6', but holds {data!r}")
+    return {str(name): value for name, value in data.items()}
+
+
+def _teacher(platform: Platform, text: str) -> tuple[str, str | None]:
+    name, _, checkpoint = text.partition(":")
+    if not checkpoint:
+        return name, None
+    path = Path(checkpoint)
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise UserError(f"a teacher's checkpoint must be a .safetensors file, but got {checkpoint!r}")
+    return name, platform.store.put(path)
+
+
+def _knobs(pairs: list[str]) -> dict[str, float | int | str | bool]:
+    knobs: dict[str, float | int | str | bool] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--knob is written NAME=VALUE, such as gamma=10, but got {pair!r}")
+        knobs[name] = yaml.safe_load(value)
+    return knobs
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

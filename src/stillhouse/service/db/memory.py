@@ -1,0 +1,348 @@
+"""A ledger in memory, for tests and for embedded runs of one process: same promises, nothing on disk.
+
+Records are frozen, but what hangs on them is not: they are copied on the way in (as JSON) and out.
+"""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json, StagePlan, StageResult
+from stillhouse.search.errors import ConflictError, StageError, UserError
+from stillhouse.search.job import AttemptRecord, DatasetRecord, Event, JobRecord, JobSpec, StageRecord, TrialRecord
+from stillhouse.search.ports import Ledger
+from stillhouse.service.db.records import (
+    JOB_ENDS,
+    JOB_STATES,
+    TRIAL_STATES,
+    as_json,
+    as_progress,
+    as_text,
+    as_text_or_none,
+    body_hash,
+    check_state,
+    lost_reason,
+    new_id,
+    not_found,
+    reused_key,
+    trial_event,
+)
+
+Record = TypeVar("Record")
+
+
+class MemoryLedger(Ledger):
+    """A ``Ledger`` that lives and dies with its process; safe from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._datasets: dict[str, DatasetRecord] = {}
+        self._jobs: dict[str, JobRecord] = {}
+        self._by_idempotency_key: dict[str, tuple[str, str]] = {}
+        self._trials: dict[tuple[str, int], TrialRecord] = {}
+        self._stages: dict[str, StageRecord] = {}
+        self._attempts: dict[str, AttemptRecord] = {}
+        self._deployments: dict[str, Deployment] = {}
+        self._events: list[Event] = []
+        self._catalogue: Mapping[str, Json] | None = None
+
+    # --------------------------------------------------------------------------------- data sets
+
+    def add_dataset(self, name: str, plan: StagePlan) -> DatasetRecord:
+        """Stores a data set and its ingest stage, or puts a failed one back to pending."""
+        with self._lock:
+            self.ensure_stage(plan)
+            record = next((r for r in self._datasets.values() if r.stage_key == plan.key), None)
+            if record is None:
+                record = DatasetRecord(new_id("ds"), as_text(name), plan.key, "pending", created_at=time.time())
+            elif record.state == "failed":
+                record = replace(record, state="pending", reason=None, faults=(), summary={})
+                self.reopen_stage(plan)
+            self._datasets[record.id] = record
+            return copy.deepcopy(record)
+
+    def dataset(self, dataset_id: str) -> DatasetRecord:
+        """One data set, or NotFoundError."""
+        return self._get(self._datasets, "data set", dataset_id)
+
+    def datasets(self, *states: str) -> list[DatasetRecord]:
+        """Those in these states, oldest first."""
+        with self._lock:
+            return [copy.deepcopy(r) for r in self._datasets.values() if not states or r.state in states]
+
+    def end_dataset(
+        self, dataset_id: str, state: str, *, summary: Mapping[str, Json], reason: str | None, faults: Sequence[str]
+    ) -> bool:
+        """Moves pending -> ready | failed."""
+        check_state(state, ("ready", "failed"))
+        kept = as_json(dict(summary))
+        with self._lock:
+            record = self._datasets.get(dataset_id)
+            if record is None or record.state != "pending":
+                return False
+            self._datasets[dataset_id] = replace(
+                record, state=state, summary=kept, reason=as_text_or_none(reason), faults=tuple(faults)
+            )
+            return True
+
+    # -------------------------------------------------------------------------------------- jobs
+
+    def add_job(self, spec: JobSpec, *, idempotency_key: str | None = None) -> JobRecord:
+        """Stores a job, or returns the one that this idempotency key made."""
+        data = as_json(spec.to_json(), error=UserError)
+        digest = body_hash(data)
+        with self._lock:
+            if idempotency_key is not None and idempotency_key in self._by_idempotency_key:
+                job_id, known = self._by_idempotency_key[idempotency_key]
+                if known != digest:
+                    raise ConflictError(reused_key(idempotency_key, job_id))
+                return self.job(job_id)
+            self.dataset(spec.dataset)
+            record = JobRecord(new_id("job"), JobSpec.from_json(data), "queued", created_at=time.time())
+            self._jobs[record.id] = record
+            if idempotency_key is not None:
+                self._by_idempotency_key[idempotency_key] = (record.id, digest)
+            return copy.deepcopy(record)
+
+    def job(self, job_id: str) -> JobRecord:
+        """One job, or NotFoundError."""
+        return self._get(self._jobs, "job", job_id)
+
+    def jobs(self, *states: str) -> list[JobRecord]:
+        """Those in these states, oldest first."""
+        with self._lock:
+            return [copy.deepcopy(r) for r in self._jobs.values() if not states or r.state in states]
+
+    def move_job(self, job_id: str, *, expect: Sequence[str], to: str, reason: str | None = None) -> bool:
+        """Sets the state if it is one of those expected, with its time stamp and event."""
+        check_state(to, JOB_STATES)
+        with self._lock:
+            record = self._jobs.get(job_id)
+            if record is None or record.state not in expect:
+                return False
+            record = replace(record, state=to, reason=as_text_or_none(reason))
+            if to == "running":
+                record = replace(record, started_at=time.time())
+            elif to in JOB_ENDS:
+                record = replace(record, finished_at=time.time())
+            self._jobs[job_id] = record
+            self.emit(job_id, "job", {"state": to, "reason": record.reason})
+            return True
+
+    # ------------------------------------------------------------------------------------ trials
+
+    def trials(self, job_id: str) -> list[TrialRecord]:
+        """Those of a job, in order of number."""
+        with self._lock:
+            found = [copy.deepcopy(r) for r in self._trials.values() if r.job_id == job_id]
+        return sorted(found, key=lambda trial: trial.number)
+
+    def add_trial(self, job_id: str, number: int, candidate: Candidate, cost: Cost) -> bool:
+        """Stores a trial in state costing; False when that number exists."""
+        with self._lock:
+            self.job(job_id)
+            if (job_id, number) in self._trials:
+                return False
+            self._trials[job_id, number] = TrialRecord(job_id, number, candidate, "costing", cost)
+            return True
+
+    def move_trial(
+        self,
+        job_id: str,
+        number: int,
+        *,
+        expect: str,
+        to: str,
+        cost: Cost | None = None,
+        stages: Sequence[str] | None = None,
+        accuracy: float | None = None,
+        reason: str | None = None,
+    ) -> bool:
+        """Sets the state if it is the one expected, and what else is given; emits its event."""
+        check_state(to, TRIAL_STATES)
+        with self._lock:
+            record = self._trials.get((job_id, number))
+            if record is None or record.state != expect:
+                return False
+            record = replace(
+                record,
+                state=to,
+                cost=record.cost if cost is None else cost,
+                stages=record.stages if stages is None else tuple(stages),
+                accuracy=record.accuracy if accuracy is None else accuracy,
+                reason=record.reason if reason is None else as_text(reason),
+            )
+            self._trials[job_id, number] = record
+            self.emit(job_id, "trial", trial_event(record))
+            return True
+
+    # ------------------------------------------------------------------------------------ stages
+
+    def ensure_stage(self, plan: StagePlan) -> StageRecord:
+        """The stage of a plan, stored now if it was not."""
+        stored = StagePlan.from_json(as_json(plan.to_json()))
+        with self._lock:
+            self._stages.setdefault(plan.key, StageRecord(stored, "pending"))
+            return copy.deepcopy(self._stages[plan.key])
+
+    def stages(self, keys: Iterable[str]) -> dict[str, StageRecord]:
+        """Those that exist, by key, with the progress of their open attempt."""
+        with self._lock:
+            return {key: copy.deepcopy(self._stages[key]) for key in keys if key in self._stages}
+
+    def reopen_stage(self, plan: StagePlan) -> bool:
+        """Moves failed -> pending with no attempts counted."""
+        stored = StagePlan.from_json(as_json(plan.to_json()))
+        with self._lock:
+            if plan.key not in self._stages or self._stages[plan.key].state != "failed":
+                return False
+            self._stages[plan.key] = StageRecord(stored, "pending")
+            return True
+
+    # ---------------------------------------------------------------------------------- attempts
+
+    def open_attempt(self, key: str, *, lease_s: float, threads: int) -> AttemptRecord | None:
+        """Moves pending -> running; of several callers at once, one gets the attempt."""
+        with self._lock:
+            stage = self._stages.get(key)
+            if stage is None or stage.state != "pending":
+                return None
+            token, expires_at = secrets.token_hex(16), time.time() + lease_s
+            attempt = AttemptRecord(new_id("att"), key, token, "open", expires_at, threads)
+            self._attempts[attempt.id] = attempt
+            self._stages[key] = replace(stage, state="running", attempts=stage.attempts + 1, progress={})
+            return attempt
+
+    def attempt(self, attempt_id: str) -> AttemptRecord:
+        """One attempt, or NotFoundError."""
+        return self._get(self._attempts, "attempt", attempt_id)
+
+    def open_attempts(self) -> list[AttemptRecord]:
+        """Attempts in state open, oldest first."""
+        with self._lock:
+            return [attempt for attempt in self._attempts.values() if attempt.state == "open"]
+
+    def renew(self, attempt_id: str, token: str, *, lease_s: float, progress: Mapping[str, Json]) -> bool:
+        """Sets the lease's end and the progress, if the token still holds the attempt."""
+        kept = as_progress(progress)
+        with self._lock:
+            attempt = self._attempts.get(attempt_id)
+            if attempt is None or attempt.state != "open" or attempt.token != token:
+                return False
+            self._attempts[attempt_id] = replace(attempt, expires_at=time.time() + lease_s)
+            self._stages[attempt.stage_key] = replace(self._stages[attempt.stage_key], progress=kept)
+            return True
+
+    def commit(self, attempt_id: str, token: str, result: StageResult, *, seconds: float) -> bool:
+        """Stores the result of the attempt that the token holds; StageError for figures that are not finite."""
+        kept = StageResult.from_json(as_json(result.to_json(), error=StageError))
+        with self._lock:
+            stage = self._end_attempt(attempt_id, token, "done")
+            if stage is None:
+                return False
+            self._stages[stage.key] = replace(
+                stage, state="done", result=kept, seconds=seconds, reason=None, faults=(), progress={}
+            )
+            return True
+
+    def fail(self, attempt_id: str, token: str, reason: str, *, faults: Sequence[str] = ()) -> bool:
+        """Ends the attempt and its stage with a reason."""
+        with self._lock:
+            stage = self._end_attempt(attempt_id, token, "failed")
+            if stage is None:
+                return False
+            self._stages[stage.key] = replace(
+                stage, state="failed", reason=as_text(reason), faults=tuple(faults), progress={}
+            )
+            return True
+
+    def lose(self, attempt_id: str, *, max_attempts: int) -> bool:
+        """Ends an open attempt whose process is gone."""
+        with self._lock:
+            attempt = self._attempts.get(attempt_id)
+            stage = None if attempt is None else self._end_attempt(attempt_id, attempt.token, "lost")
+            if stage is None:
+                return False
+            if stage.attempts >= max_attempts:
+                reason = lost_reason(stage.attempts, attempt_id)
+                self._stages[stage.key] = replace(stage, state="failed", reason=reason, progress={})
+            else:
+                self._stages[stage.key] = replace(stage, state="pending", progress={})
+            return True
+
+    def _end_attempt(self, attempt_id: str, token: str, state: str) -> StageRecord | None:
+        """Ends the attempt that the token holds; returns its stage. The caller holds the lock."""
+        attempt = self._attempts.get(attempt_id)
+        if attempt is None or attempt.state != "open" or attempt.token != token:
+            return None
+        self._attempts[attempt_id] = replace(attempt, state=state)
+        return self._stages[attempt.stage_key]
+
+    # ------------------------------------------------------------------------------- deployments
+
+    def add_deployment(self, deployment: Deployment) -> bool:
+        """Stores a deployment; False when its id exists."""
+        kept = replace(
+            deployment, preprocess=as_json(dict(deployment.preprocess)), details=as_json(dict(deployment.details))
+        )
+        with self._lock:
+            self.job(deployment.job_id)
+            return self._deployments.setdefault(deployment.id, kept) is kept
+
+    def deployment(self, deployment_id: str) -> Deployment:
+        """One deployment, or NotFoundError."""
+        return self._get(self._deployments, "model", deployment_id)
+
+    def deployments(self, job_id: str) -> list[Deployment]:
+        """Those of a job, in order of trial number."""
+        with self._lock:
+            found = [copy.deepcopy(d) for d in self._deployments.values() if d.job_id == job_id]
+        return sorted(found, key=lambda deployment: deployment.trial_number)
+
+    def set_test(self, deployment_id: str, test: Accuracy, details: Mapping[str, Json]) -> bool:
+        """Stores the test counts once, and merges the details."""
+        added = as_json(dict(details))
+        with self._lock:
+            deployment = self.deployment(deployment_id)
+            if deployment.test is not None:
+                return False
+            merged = dict(deployment.details) | added
+            self._deployments[deployment_id] = replace(deployment, test=test, details=merged)
+            return True
+
+    # ---------------------------------------------------------------------- events and catalogue
+
+    def emit(self, job_id: str, kind: str, data: Mapping[str, Json]) -> None:
+        """Appends an event; NotFoundError without its job."""
+        kept = as_json(dict(data))
+        with self._lock:
+            self.job(job_id)
+            self._events.append(Event(len(self._events) + 1, job_id, time.time(), kind, kept))
+
+    def events(self, job_id: str, *, after: int = 0) -> list[Event]:
+        """Those of a job with an id greater than ``after``, in order."""
+        with self._lock:
+            return [copy.deepcopy(e) for e in self._events[max(after, 0) :] if e.job_id == job_id]
+
+    def publish_catalogue(self, data: Mapping[str, Json]) -> None:
+        """Replaces the catalogue."""
+        kept = as_json(dict(data))
+        with self._lock:
+            self._catalogue = kept
+
+    def catalogue(self) -> Mapping[str, Json] | None:
+        """The catalogue last published."""
+        with self._lock:
+            return copy.deepcopy(self._catalogue)
+
+    def _get(self, records: Mapping[str, Record], what: str, key: str) -> Record:
+        with self._lock:
+            if key not in records:
+                raise not_found(what, key)
+            return copy.deepcopy(records[key])

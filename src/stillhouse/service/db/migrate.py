@@ -1,0 +1,59 @@
+"""Brings a database to the tables of this version, by Alembic.
+
+``upgrade`` runs at every start. Two processes that start together are put in line by a lock that the
+database itself holds, so the second finds the work done.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.util.exc import CommandError
+from sqlalchemy import text
+
+from stillhouse.search.errors import UserError
+from stillhouse.service.db.connect import WRITE, connect
+
+_FOLDER = Path(__file__).parent / "migrations"
+_POSTGRES_LOCK = 0x5711_1405E
+"""Any number that no other user of the database locks by."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Alembic keeps what it works on in globals of the process."""
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Brings the database to a revision (by default the newest); does nothing when it is there.
+
+    Raises:
+        UserError: The database was written by a newer version.
+    """
+    _run(url, lambda config: command.upgrade(config, revision))
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Takes the database back to a revision (``base`` is before the first); data of dropped tables is lost."""
+    _run(url, lambda config: command.downgrade(config, revision))
+
+
+def _run(url: str, work: Callable[[Config], None]) -> None:
+    """Runs one Alembic command in one transaction, under the lock."""
+    engine = connect(url, foreign_keys=False)
+    config = Config()
+    config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
+    try:
+        with _ONE_AT_A_TIME, engine.execution_options(**WRITE).begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _POSTGRES_LOCK})
+            config.attributes["connection"] = connection
+            work(config)
+    except CommandError as error:
+        raise UserError(
+            f"the database cannot be migrated ({error}); if a newer Stillhouse wrote it, install that version"
+        ) from error
+    finally:
+        engine.dispose()

@@ -1,0 +1,73 @@
+"""Short transactions on one database, from any thread and after any fork."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, Engine, UpdateBase
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from stillhouse.search.domain import Json
+from stillhouse.service.db.connect import WRITE, connect
+from stillhouse.service.db.tables import Base
+
+
+class Sessions:
+    """Opens sessions for one transaction each.
+
+    Args:
+        url: ``sqlite:////folder/file.db`` or ``postgresql://user:password@host/name``.
+
+    Raises:
+        UserError: The URL cannot be used.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._open()
+
+    def _open(self) -> None:
+        self._engine: Engine = connect(self._url)
+        self._writing = self._engine.execution_options(**WRITE)
+        self._pid = os.getpid()
+
+    def _after_fork(self) -> None:
+        """Leaves the parent's connections alone: two processes on one socket or file would break both."""
+        if self._pid != os.getpid():
+            self._engine.dispose(close=False)
+            self._open()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads."""
+        self._after_fork()
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that writes: committed at the end, rolled back on an error."""
+        self._after_fork()
+        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Closes the connections; a later use opens new ones."""
+        self._engine.dispose(close=self._pid == os.getpid())
+
+
+def insert_new(session: Session, table: type[Base], values: Mapping[str, Json]) -> bool:
+    """Inserts a row unless a unique key is taken; False when it was. Waits for a racing writer."""
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    return rows_changed(session, insert(table).values(**values).on_conflict_do_nothing()) == 1
+
+
+def rows_changed(session: Session, statement: UpdateBase) -> int:
+    """Runs an INSERT or UPDATE; returns how many rows it wrote."""
+    # No session here holds a row that it then updates by statement; an INSERT's count is dropped unless asked for.
+    options = {"synchronize_session": False, "preserve_rowcount": True}
+    return cast("CursorResult[Any]", session.execute(statement, execution_options=options)).rowcount

@@ -1,0 +1,176 @@
+"""The tables, as typed SQLAlchemy classes; nothing outside ``service.db`` sees them.
+
+::
+
+    stages <-- datasets <-- jobs <-- trials
+       ^                     ^---- deployments
+       +---- attempts        +---- events            catalogue (one row)
+
+Times are Unix seconds. A partial unique index holds the promise that a stage has at most one open attempt.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from stillhouse.search.domain import Json
+
+
+class Base(DeclarativeBase):
+    """Maps Python types to column types, and names every constraint so that migrations can."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        float: Double(),
+        dict[str, Json]: JSON(none_as_null=True),
+        list[str]: JSON(none_as_null=True),
+    }
+
+
+class StageRow(Base):
+    """One unit of work, by content key."""
+
+    __tablename__ = "stages"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    plan: Mapped[dict[str, Json]]
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    attempts: Mapped[int] = mapped_column(Integer)
+    result: Mapped[dict[str, Json] | None]
+    reason: Mapped[str | None] = mapped_column(Text)
+    faults: Mapped[list[str]]
+    seconds: Mapped[float | None]
+    created_at: Mapped[float]
+
+
+class AttemptRow(Base):
+    """One try at a stage, held under a lease."""
+
+    __tablename__ = "attempts"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    stage_key: Mapped[str] = mapped_column(ForeignKey("stages.key"))
+    token: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    expires_at: Mapped[float]
+    threads: Mapped[int] = mapped_column(Integer)
+    progress: Mapped[dict[str, Json]]
+    opened_at: Mapped[float]
+    ended_at: Mapped[float | None]
+
+    __table_args__ = (
+        Index(
+            "uq_attempts_open",
+            "stage_key",
+            unique=True,
+            sqlite_where=text("state = 'open'"),
+            postgresql_where=text("state = 'open'"),
+        ),
+    )
+
+
+class DatasetRow(Base):
+    """A data set and the ingest stage that makes it."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    stage_key: Mapped[str] = mapped_column(ForeignKey("stages.key"), unique=True)
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    reason: Mapped[str | None] = mapped_column(Text)
+    faults: Mapped[list[str]]
+    summary: Mapped[dict[str, Json]]
+    created_at: Mapped[float]
+
+
+class JobRow(Base):
+    """A search that a user asked for; ``body_hash`` tells a repeated request from another one."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), index=True)
+    spec: Mapped[dict[str, Json]]
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    idempotency_key: Mapped[str | None] = mapped_column(Text, unique=True)
+    body_hash: Mapped[str] = mapped_column(String(64))
+
+
+class TrialRow(Base):
+    """One candidate of one job."""
+
+    __tablename__ = "trials"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    candidate: Mapped[dict[str, Json]]
+    state: Mapped[str] = mapped_column(String(16))
+    cost: Mapped[dict[str, Json]]
+    stages: Mapped[list[str]]
+    accuracy: Mapped[float | None]
+    reason: Mapped[str | None] = mapped_column(Text)
+
+
+class DeploymentRow(Base):
+    """A trained student as one ONNX file; the test counts stay null until they are read, once."""
+
+    __tablename__ = "deployments"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    trial_number: Mapped[int] = mapped_column(Integer)
+    candidate: Mapped[dict[str, Json]]
+    cost: Mapped[dict[str, Json]]
+    precision: Mapped[str] = mapped_column(String(16))
+    validation_correct: Mapped[int] = mapped_column(Integer)
+    validation_total: Mapped[int] = mapped_column(Integer)
+    test_correct: Mapped[int | None] = mapped_column(Integer)
+    test_total: Mapped[int | None] = mapped_column(Integer)
+    onnx_sha256: Mapped[str] = mapped_column(String(64))
+    preprocess: Mapped[dict[str, Json]]
+    details: Mapped[dict[str, Json]]
+    created_at: Mapped[float]
+
+
+class EventRow(Base):
+    """Something that happened to a job."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    at: Mapped[float]
+    kind: Mapped[str] = mapped_column(String(32))
+    data: Mapped[dict[str, Json]]
+
+    __table_args__ = (
+        Index("ix_events_job_id_id", "job_id", "id"),
+        # SQLite would otherwise hand an id out again after a deletion, and a replay would skip the event.
+        {"sqlite_autoincrement": True},
+    )
+
+
+class CatalogueRow(Base):
+    """What the workers can build: one row, replaced whole."""
+
+    __tablename__ = "catalogue"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    data: Mapped[dict[str, Json]]
+    published_at: Mapped[float]

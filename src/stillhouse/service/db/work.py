@@ -1,0 +1,233 @@
+"""The SQL ledger's part about work: data sets, stages and the attempts at them.
+
+Each change of state is one ``UPDATE`` that names the state it expects; the number of rows changed
+answers whether it held. Rows are always locked in the order attempts, stages, data sets.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from stillhouse.search.domain import Json, StagePlan, StageResult
+from stillhouse.search.errors import StageError
+from stillhouse.search.job import AttemptRecord, DatasetRecord, StageRecord
+from stillhouse.service.db.records import (
+    as_json,
+    as_progress,
+    as_text,
+    as_text_or_none,
+    attempt_record,
+    check_state,
+    dataset_record,
+    lost_reason,
+    new_id,
+    not_found,
+    stage_record,
+)
+from stillhouse.service.db.sessions import Sessions, insert_new, rows_changed
+from stillhouse.service.db.tables import AttemptRow, DatasetRow, StageRow
+
+_KEYS_A_QUERY = 500
+"""Databases limit the parameters of one statement."""
+
+
+class WorkTables:
+    """Data sets, stages and attempts; see ``stillhouse.search.ports.Ledger`` for what each method promises."""
+
+    _sessions: Sessions
+
+    # --------------------------------------------------------------------------------- data sets
+
+    def add_dataset(self, name: str, plan: StagePlan) -> DatasetRecord:
+        """Stores a data set and its ingest stage, or puts a failed one back to pending."""
+        with self._sessions.write() as session:
+            _ensure_stage(session, plan)
+            new = {
+                "id": new_id("ds"),
+                "name": as_text(name),
+                "stage_key": plan.key,
+                "state": "pending",
+                "faults": [],
+                "summary": {},
+                "created_at": time.time(),
+            }
+            insert_new(session, DatasetRow, new)
+            failed = (DatasetRow.stage_key == plan.key, DatasetRow.state == "failed")
+            again = update(DatasetRow).where(*failed).values(state="pending", reason=None, faults=[], summary={})
+            if rows_changed(session, again):
+                _reopen_stage(session, plan)
+            return dataset_record(session.scalars(select(DatasetRow).where(DatasetRow.stage_key == plan.key)).one())
+
+    def dataset(self, dataset_id: str) -> DatasetRecord:
+        """One data set, or NotFoundError."""
+        with self._sessions.read() as session:
+            row = session.get(DatasetRow, dataset_id)
+            if row is None:
+                raise not_found("data set", dataset_id)
+            return dataset_record(row)
+
+    def datasets(self, *states: str) -> list[DatasetRecord]:
+        """Those in these states, oldest first."""
+        query = select(DatasetRow).order_by(DatasetRow.created_at, DatasetRow.id)
+        if states:
+            query = query.where(DatasetRow.state.in_(states))
+        with self._sessions.read() as session:
+            return [dataset_record(row) for row in session.scalars(query)]
+
+    def end_dataset(
+        self, dataset_id: str, state: str, *, summary: Mapping[str, Json], reason: str | None, faults: Sequence[str]
+    ) -> bool:
+        """Moves pending -> ready | failed."""
+        check_state(state, ("ready", "failed"))
+        change = update(DatasetRow).where(DatasetRow.id == dataset_id, DatasetRow.state == "pending")
+        values = {
+            "state": state,
+            "summary": as_json(dict(summary)),
+            "reason": as_text_or_none(reason),
+            "faults": as_json(list(faults)),
+        }
+        with self._sessions.write() as session:
+            return rows_changed(session, change.values(**values)) == 1
+
+    # ------------------------------------------------------------------------------------ stages
+
+    def ensure_stage(self, plan: StagePlan) -> StageRecord:
+        """The stage of a plan, stored now if it was not; two racing callers get the same one."""
+        found = self.stages([plan.key])
+        if found:  # by far the most frequent case, and it needs no write lock
+            return found[plan.key]
+        with self._sessions.write() as session:
+            _ensure_stage(session, plan)
+        return self.stages([plan.key])[plan.key]
+
+    def stages(self, keys: Iterable[str]) -> dict[str, StageRecord]:
+        """Those that exist, by key, with the progress of their open attempt."""
+        wanted = list(dict.fromkeys(keys))
+        found: dict[str, StageRecord] = {}
+        is_open = (AttemptRow.stage_key == StageRow.key) & (AttemptRow.state == "open")
+        query = select(StageRow, AttemptRow.progress).outerjoin(AttemptRow, is_open)
+        with self._sessions.read() as session:
+            for start in range(0, len(wanted), _KEYS_A_QUERY):
+                part = query.where(StageRow.key.in_(wanted[start : start + _KEYS_A_QUERY]))
+                found |= {row.key: stage_record(row, progress) for row, progress in session.execute(part)}
+        return {key: found[key] for key in wanted if key in found}
+
+    def reopen_stage(self, plan: StagePlan) -> bool:
+        """Moves failed -> pending with no attempts counted."""
+        with self._sessions.write() as session:
+            return _reopen_stage(session, plan)
+
+    # ---------------------------------------------------------------------------------- attempts
+
+    def open_attempt(self, key: str, *, lease_s: float, threads: int) -> AttemptRecord | None:
+        """Moves pending -> running; of several callers at once, one gets the attempt."""
+        now = time.time()
+        with self._sessions.write() as session:
+            change = update(StageRow).where(StageRow.key == key, StageRow.state == "pending")
+            if rows_changed(session, change.values(state="running", attempts=StageRow.attempts + 1)) != 1:
+                return None
+            row = AttemptRow(
+                id=new_id("att"),
+                stage_key=key,
+                token=secrets.token_hex(16),
+                state="open",
+                expires_at=now + lease_s,
+                threads=threads,
+                progress={},
+                opened_at=now,
+                ended_at=None,
+            )
+            session.add(row)
+            session.flush()
+            return attempt_record(row)
+
+    def attempt(self, attempt_id: str) -> AttemptRecord:
+        """One attempt, or NotFoundError."""
+        with self._sessions.read() as session:
+            row = session.get(AttemptRow, attempt_id)
+            if row is None:
+                raise not_found("attempt", attempt_id)
+            return attempt_record(row)
+
+    def open_attempts(self) -> list[AttemptRecord]:
+        """Attempts in state open, oldest first."""
+        query = select(AttemptRow).where(AttemptRow.state == "open").order_by(AttemptRow.opened_at, AttemptRow.id)
+        with self._sessions.read() as session:
+            return [attempt_record(row) for row in session.scalars(query)]
+
+    def renew(self, attempt_id: str, token: str, *, lease_s: float, progress: Mapping[str, Json]) -> bool:
+        """Sets the lease's end and the progress, if the token still holds the attempt."""
+        change = update(AttemptRow).where(*_held(attempt_id, token))
+        values = {"expires_at": time.time() + lease_s, "progress": as_progress(progress)}
+        with self._sessions.write() as session:
+            return rows_changed(session, change.values(**values)) == 1
+
+    def commit(self, attempt_id: str, token: str, result: StageResult, *, seconds: float) -> bool:
+        """Stores the result of the attempt that the token holds.
+
+        The token alone decides: a holder that is late but was not taken over may commit.
+
+        Raises:
+            StageError: The figures are no JSON, or are not finite.
+        """
+        stored = as_json(result.to_json(), error=StageError)
+        values = {"state": "done", "result": stored, "seconds": seconds, "reason": None, "faults": []}
+        return self._end_attempt(attempt_id, token, "done", values)
+
+    def fail(self, attempt_id: str, token: str, reason: str, *, faults: Sequence[str] = ()) -> bool:
+        """Ends the attempt and its stage with a reason."""
+        values = {"state": "failed", "reason": as_text(reason), "faults": as_json(list(faults))}
+        return self._end_attempt(attempt_id, token, "failed", values)
+
+    def lose(self, attempt_id: str, *, max_attempts: int) -> bool:
+        """Ends an open attempt whose process is gone."""
+        with self._sessions.write() as session:
+            change = update(AttemptRow).where(AttemptRow.id == attempt_id, AttemptRow.state == "open")
+            if rows_changed(session, change.values(state="lost", ended_at=time.time())) != 1:
+                return False
+            key = session.scalars(select(AttemptRow.stage_key).where(AttemptRow.id == attempt_id)).one()
+            attempts = session.scalars(select(StageRow.attempts).where(StageRow.key == key)).one()
+            values: dict[str, Json] = {"state": "pending"}
+            if attempts >= max_attempts:
+                values = {"state": "failed", "reason": lost_reason(attempts, attempt_id)}
+            running = (StageRow.key == key, StageRow.state == "running")
+            session.execute(update(StageRow).where(*running).values(**values))
+            return True
+
+    def _end_attempt(self, attempt_id: str, token: str, state: str, stage_values: Mapping[str, Json]) -> bool:
+        with self._sessions.write() as session:
+            change = update(AttemptRow).where(*_held(attempt_id, token))
+            if rows_changed(session, change.values(state=state, ended_at=time.time())) != 1:
+                return False
+            key = select(AttemptRow.stage_key).where(AttemptRow.id == attempt_id).scalar_subquery()
+            # An open attempt's stage is running: both change in one transaction everywhere.
+            session.execute(update(StageRow).where(StageRow.key == key).values(**stage_values))
+            return True
+
+
+def _held(attempt_id: str, token: str) -> tuple[Json, ...]:
+    return AttemptRow.id == attempt_id, AttemptRow.token == token, AttemptRow.state == "open"
+
+
+def _ensure_stage(session: Session, plan: StagePlan) -> None:
+    new = {
+        "key": plan.key,
+        "kind": str(plan.kind),
+        "plan": as_json(plan.to_json()),
+        "state": "pending",
+        "attempts": 0,
+        "faults": [],
+        "created_at": time.time(),
+    }
+    insert_new(session, StageRow, new)
+
+
+def _reopen_stage(session: Session, plan: StagePlan) -> bool:
+    change = update(StageRow).where(StageRow.key == plan.key, StageRow.state == "failed")
+    values = {"state": "pending", "attempts": 0, "reason": None, "faults": [], "plan": as_json(plan.to_json())}
+    return rows_changed(session, change.values(**values)) == 1

@@ -1,0 +1,1 @@
+"""Engines: where attempts run. ``local`` runs them on this machine."""

@@ -1,0 +1,139 @@
+"""What a person sees while a job runs: bars with an ETA on a terminal, one line a stage elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from stillhouse.search.domain import Json, StageKind, StagePlan
+from stillhouse.search.job import DatasetRecord, StageRecord
+from stillhouse.search.ports import Ledger
+
+
+class Watcher:
+    """Shows the ledger's state; call ``dataset`` or ``job`` as often as you like."""
+
+    def __init__(self, ledger: Ledger, console: Console) -> None:
+        self._ledger, self._console = ledger, console
+        self._bars: dict[str, TaskID] = {}
+        self._said: set[str] = set()
+        self._seen_event = 0
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+            speed_estimate_period=300,
+        )
+
+    def __enter__(self) -> Watcher:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._progress.stop()
+
+    def dataset(self, dataset_id: str) -> None:
+        """Shows how far the ingest stage is."""
+        record = self._ledger.dataset(dataset_id)
+        self._stages([record.stage_key])
+
+    def ready(self, dataset: DatasetRecord) -> None:
+        """Says what was read, and every note about it."""
+        summary = dataset.summary
+        splits = ", ".join(f"{count} {split}" for split, count in summary["splits"].items())
+        self._console.print(
+            f"data set {dataset.name}: {summary['pictures']} pictures, {len(summary['classes'])} classes ({splits})"
+        )
+        for note in (*summary["notes"], *summary["faults"]):
+            self._console.print(f"  note: {note}")
+
+    def job(self, job_id: str) -> None:
+        """Shows trials, running stages, and says what has ended since the last call."""
+        job, trials = self._ledger.job(job_id), self._ledger.trials(job_id)
+        self._bar("job", "trials", total=job.spec.trials, done=sum(t.state in ("done", "failed") for t in trials))
+        for trial in trials:
+            head = f"trial {trial.number} {trial.candidate}"
+            if trial.state == "done" and trial.accuracy is not None:
+                self._say(f"{head}: {trial.accuracy:.1%} on validation, {_millions(trial.cost.macs)} M MACs")
+            elif trial.state in ("infeasible", "failed"):
+                self._say(f"{head}: {trial.state} ({trial.reason})")
+        self._stages([attempt.stage_key for attempt in self._ledger.open_attempts()])
+
+    def _stages(self, keys: list[str]) -> None:
+        stages = self._ledger.stages([*keys, *(key for key in self._bars if key != "job")])
+        for key, stage in stages.items():
+            title = title_of(stage.plan)
+            if stage.state == "running":
+                at = stage.progress
+                self._bar(key, title, total=at.get("total"), done=at.get("done", 0), note=note_of(at))
+            elif key in self._bars:
+                self._progress.remove_task(self._bars.pop(key))
+                if stage.state == "done":
+                    self._say(f"{title}: {_took(stage)}")
+
+    def _bar(self, key: str, title: str, *, total: float | None, done: float, note: str = "") -> None:
+        if key not in self._bars:
+            self._bars[key] = self._progress.add_task(title, total=total, note=note)
+        self._progress.update(self._bars[key], total=total, completed=done, note=note)
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def title_of(plan: StagePlan) -> str:
+    """A stage in a few words, such as ``student lcnet_050 32x32->64x64 stride1``."""
+    spec = plan.spec
+    if plan.kind in (StageKind.STUDENT, StageKind.EXPORT):
+        untrained = " (untrained, for its costs)" if plan.kind is StageKind.EXPORT and not plan.inputs else ""
+        method = f" by {spec['method']}" if "method" in spec else ""
+        sizes = f"{spec['image_size']}->{spec['network_size']}"
+        return f"{plan.kind} {spec['arch']} {sizes} {spec['stem']}{method}{untrained}"
+    if plan.kind is StageKind.MEASURE:
+        return f"measure at {spec['image_size']}" + (f" on {spec['split']}" if spec["split"] else "")
+    return " ".join(str(part) for part in (plan.kind, spec.get("arch"), spec.get("size")) if part)
+
+
+def note_of(progress: Mapping[str, Json]) -> str:
+    """The epoch, validation accuracy and speed that a running stage reports."""
+    parts = []
+    if progress.get("epochs"):
+        parts.append(f"epoch {progress.get('epoch')}/{progress['epochs']}")
+    if progress.get("val_accuracy") is not None:
+        parts.append(f"validation {progress['val_accuracy']:.1%}")
+    if progress.get("images_per_s"):
+        parts.append(f"{progress['images_per_s']:.0f} images/s")
+    return ", ".join(parts)
+
+
+def _took(stage: StageRecord) -> str:
+    took = f"{stage.seconds:.1f} s" if stage.seconds is not None else "done"
+    result = stage.result
+    if result is not None and "val" in result.metrics:
+        val = result.metrics["val"]
+        took += f", {val['correct'] / val['total']:.1%} on validation"
+    return took
+
+
+def _millions(macs: int | None) -> str:
+    return "?" if macs is None else f"{macs / 1e6:.1f}"

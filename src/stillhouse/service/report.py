@@ -1,0 +1,293 @@
+"""What a finished job is told as: ``front.json``, ``front.png``, and a table for the terminal.
+
+``front.json`` is a list, most accurate first. ``image_size`` and ``network_size`` are one integer for a
+square size (so that a script can compare it with a limit) and ``[height, width]`` for any other.
+``accuracy`` is that of the ONNX file on ``split``: ``test`` for members of a finished job's front, else
+``val``; ``accuracy_low`` and ``accuracy_high`` are its 95 % Wilson interval. ``image_bytes`` is the mean
+over the data set's own pictures at ``codec`` and ``quality``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from stillhouse.search.domain import Accuracy, Deployment, Json, Size
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+UNITS: Mapping[str, tuple[float, str]] = {
+    "macs": (1e6, "million MACs"),
+    "params": (1e6, "million parameters"),
+    "model_bytes": (1e3, "model file, kB"),
+    "image_bytes": (1e3, "bytes per picture, kB"),
+    "latency_ms": (1.0, "median latency, ms"),
+    "memory_bytes": (1e6, "peak memory, MB"),
+}
+"""Cost objective -> (how much one unit is, axis label)."""
+
+# Okabe & Ito's colours: told apart by colour-blind readers too.
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#9a9a9a"
+
+
+def model_file_name(deployment: Deployment) -> str:
+    """Name of the deployment's ONNX file: unique within a job, safe on every file system."""
+    candidate = deployment.candidate
+    sizes = f"{candidate.image_size}-{candidate.network_size}"
+    name = f"{deployment.trial_number:02d}-{candidate.arch}-{sizes}-{candidate.stem}-{deployment.precision}"
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name) + ".onnx"
+
+
+def front_entry(deployment: Deployment, *, file: str | None) -> dict[str, Json]:
+    """A deployment as an entry of ``front.json``.
+
+    Args:
+        deployment: With or without a test accuracy.
+        file: Name of its ONNX file beside ``front.json``; None when it is not written out.
+    """
+    candidate, cost, details = deployment.candidate, deployment.cost, deployment.details
+    accuracy = deployment.test or deployment.validation
+    coded = details.get("coded") or {}
+    return {
+        "model": deployment.id,
+        "arch": candidate.arch,
+        "image_size": _size(candidate.image_size),
+        "network_size": _size(candidate.network_size),
+        "stem": candidate.stem,
+        "macs": cost.macs,
+        "params": cost.params,
+        "model_bytes": cost.model_bytes,
+        "image_bytes": cost.image_bytes,
+        "latency_ms": cost.latency_ms,
+        "latency_p95_ms": cost.latency_p95_ms,
+        "memory_bytes": cost.memory_bytes,
+        **_shares(accuracy),
+        "split": "val" if deployment.test is None else "test",
+        "test_pictures": None if deployment.test is None else deployment.test.total,
+        "val_accuracy": deployment.validation.value,
+        "accuracy_coded": coded["correct"] / coded["total"] if coded else None,
+        "codec": coded.get("codec"),
+        "quality": coded.get("quality"),
+        "baselines": {name: _shares(Accuracy(**entry)) for name, entry in _baselines(deployment).items()},
+        "precision": deployment.precision,
+        "method": details.get("method"),
+        "seed": details.get("seed"),
+        "latency_threads": (details.get("measured") or {}).get("threads"),
+        "preprocess": dict(deployment.preprocess),
+        "file": file,
+    }
+
+
+def write_front(
+    deployments: Sequence[Deployment], front: Sequence[Deployment], out: Path, *, objectives: Sequence[str]
+) -> None:
+    """Writes ``front.png`` and then ``front.json`` into a folder, each whole or not at all.
+
+    Args:
+        deployments: All of the job, for the picture.
+        front: Those of them that are on the front; at least one.
+        out: A folder that is there; the models lie in it under ``model_file_name``.
+        objectives: Costs that the front is drawn over, one panel each.
+    """
+    picture = out / "front.png.tmp"
+    draw_front(deployments, front, picture, objectives=objectives)
+    picture.replace(out / "front.png")
+    entries = [front_entry(member, file=model_file_name(member)) for member in by_accuracy(front)]
+    text = out / "front.json.tmp"
+    text.write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    text.replace(out / "front.json")
+
+
+def front_table(front: Sequence[Deployment]) -> Table:
+    """The front for the terminal, most accurate first; the numbers are those in ``front.png``."""
+    compared = sorted({name for member in front for name in _baselines(member)})
+    table = Table(title="Pareto front", caption=_caption(front), box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("network", overflow="fold")
+    table.add_column("pixels", no_wrap=True)
+    table.add_column("stem", no_wrap=True)
+    for name in ("M\nMACs", "model\nkB", "image\nkB", "\nms", "acc.\n%", "95 %\nint.", *_headings(compared)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, member in enumerate(by_accuracy(front), start=1):
+        candidate, cost, accuracy = member.candidate, member.cost, member.test or member.validation
+        low, high = accuracy.interval()
+        table.add_row(
+            str(number),
+            candidate.arch,
+            f"{_side(candidate.image_size)}>{_side(candidate.network_size)}",
+            candidate.stem,
+            _scaled(cost.macs, 1e6, 1),
+            _scaled(cost.model_bytes, 1e3, 0),
+            _scaled(cost.image_bytes, 1e3, 2),
+            _scaled(cost.latency_ms, 1, 2),
+            f"{100 * accuracy.value:.1f}",
+            f"{100 * low:.0f}-{100 * high:.0f}",
+            *(_share(_baselines(member).get(name)) for name in compared),
+        )
+    return table
+
+
+def by_accuracy(front: Sequence[Deployment]) -> list[Deployment]:
+    """Most accurate first, by the test split where it was read; ties by trial number."""
+    return sorted(front, key=lambda member: (-(member.test or member.validation).value, member.trial_number))
+
+
+# ---------------------------------------------------------------------------------------- picture
+
+
+def draw_front(
+    deployments: Sequence[Deployment], front: Sequence[Deployment], path: Path, *, objectives: Sequence[str]
+) -> None:
+    """Draws accuracy over each objective as a PNG, with 95 % intervals, members of the front numbered.
+
+    In each panel a line joins those members that are also the best of that panel alone.
+    """
+    # Imported here since it takes half a second that every other command would have to wait for.
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    members = by_accuracy(front)
+    columns = min(2, len(objectives))
+    rows = math.ceil(len(objectives) / columns)
+    legend_inches = 0.55 + 0.17 * math.ceil(len(members) / 2)
+    figure = Figure(figsize=(5.2 * columns + 0.4, 3.9 * rows + legend_inches), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    others = [item for item in deployments if item.id not in {member.id for member in members}]
+    for panel, objective in zip(panels, objectives, strict=False):
+        _draw_panel(panel, others, members, objective)
+    for panel in list(figure.axes)[len(objectives) :]:
+        panel.set_axis_off()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    for number, member in enumerate(members, start=1):
+        handles.append(figure.axes[0].plot([], [], linestyle="none", marker=f"${number}$", color="black")[0])
+        labels.append(str(member.candidate))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    figure.suptitle("Accuracy over cost: what no other model beats", fontsize=11)
+    figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+
+
+def _draw_panel(panel: Axes, others: Sequence[Deployment], members: Sequence[Deployment], objective: str) -> None:
+    unit, label = UNITS[objective]
+    if others:
+        _draw_points(panel, others, objective, color=_GREY, marker="s", label="other models (validation)")
+    split = " or ".join(sorted({"test" if member.test else "validation" for member in members}))
+    compared = [member for member in members if _baselines(member)]
+    for number, member in enumerate(members, start=1):
+        x = member.objective(objective) / unit
+        for entry in _baselines(member).values():
+            ends = [Accuracy(**entry).value * 100, (member.test or member.validation).value * 100]
+            panel.plot([x, x], ends, color=_ORANGE, linewidth=0.8, linestyle=":")
+            panel.plot(x, ends[0], color=_ORANGE, marker="D", markersize=5, markerfacecolor="white", linestyle="none")
+            panel.annotate(
+                str(number), (x, ends[0]), xytext=(5, -9), textcoords="offset points", fontsize=8, color=_ORANGE
+            )
+    if compared:
+        name = _words(next(iter(_baselines(compared[0]))))
+        panel.plot([], [], color=_ORANGE, marker="D", markerfacecolor="white", linestyle=":", label=f"same, {name}")
+    _draw_points(panel, members, objective, color=_BLUE, marker="o", label=f"front ({split}), 95 % interval")
+    steps = _best_of_panel(members, objective)
+    panel.plot(*zip(*steps, strict=True), color=_BLUE, alpha=0.45, linewidth=1.6, drawstyle="steps-post", zorder=1)
+    for number, member in enumerate(members, start=1):
+        at = (member.objective(objective) / unit, (member.test or member.validation).value * 100)
+        panel.annotate(str(number), at, xytext=(5, 4), textcoords="offset points", fontsize=9)
+    costs = [item.objective(objective) for item in (*others, *members)]
+    if max(costs) > 3 * min(costs):
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(_sparse)
+    panel.margins(x=0.12)
+    panel.tick_params(axis="x", which="both", labelsize=8)
+    panel.set_xlabel(label)
+    panel.set_ylabel("top-1 accuracy, %")
+    panel.grid(visible=True, which="major", color="#e4e4e4", linewidth=0.6)
+    panel.set_axisbelow(True)
+
+
+def _draw_points(
+    panel: Axes, items: Sequence[Deployment], objective: str, *, color: str, marker: str, label: str
+) -> None:
+    accuracies = [item.test or item.validation for item in items]
+    values = [100 * accuracy.value for accuracy in accuracies]
+    below = [value - 100 * accuracy.interval()[0] for value, accuracy in zip(values, accuracies, strict=True)]
+    above = [100 * accuracy.interval()[1] - value for value, accuracy in zip(values, accuracies, strict=True)]
+    costs = [item.objective(objective) / UNITS[objective][0] for item in items]
+    panel.errorbar(
+        costs,
+        values,
+        yerr=[below, above],
+        fmt=marker,
+        color=color,
+        markersize=5,
+        capsize=2,
+        elinewidth=0.9,
+        label=label,
+    )
+
+
+def _best_of_panel(members: Sequence[Deployment], objective: str) -> list[tuple[float, float]]:
+    """(cost, accuracy in %) of the members that lead in this panel alone, cheapest first."""
+    leading: list[tuple[float, float]] = []
+    for member in sorted(members, key=lambda item: (item.objective(objective), -(item.test or item.validation).value)):
+        value = 100 * (member.test or member.validation).value
+        if not leading or value > leading[-1][1]:
+            leading.append((member.objective(objective) / UNITS[objective][0], value))
+    return leading
+
+
+def _sparse(value: float, _position: float) -> str:
+    """Labels 2 and 5 of each decade of a log axis, beside the powers of ten."""
+    leading = value / 10 ** math.floor(math.log10(value))
+    return f"{value:g}" if round(leading, 6) in (2.0, 5.0) else ""
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def _baselines(member: Deployment) -> Mapping[str, Json]:
+    """Name -> {correct, total} of the same network trained in other ways."""
+    found: Mapping[str, Json] = member.details.get("baselines") or {}
+    return found
+
+
+def _shares(accuracy: Accuracy) -> dict[str, Json]:
+    low, high = accuracy.interval()
+    return {"accuracy": accuracy.value, "accuracy_low": low, "accuracy_high": high}
+
+
+def _size(size: Size) -> int | list[int]:
+    return size.height if size.height == size.width else [size.height, size.width]
+
+
+def _side(size: Size) -> str:
+    return str(size.height) if size.height == size.width else str(size)
+
+
+def _scaled(value: float | None, unit: float, digits: int) -> str:
+    return "-" if value is None else f"{value / unit:,.{digits}f}"
+
+
+def _share(entry: Json) -> str:
+    return "-" if entry is None else f"{100 * Accuracy(**entry).value:.1f}"
+
+
+def _headings(names: Sequence[str]) -> list[str]:
+    return [_words(name).replace(" ", "\n") + " %" for name in names]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _caption(front: Sequence[Deployment]) -> str:
+    if not front:
+        return "no model meets the budget"
+    tested = [member.test for member in front if member.test is not None]
+    accuracy, split = (tested[0], "test") if len(tested) == len(front) else (front[0].validation, "validation")
+    return f"pixels: of the picture > inside the network\naccuracy on {accuracy.total} {split} pictures"

@@ -1,0 +1,133 @@
+"""Puts the parts together: settings -> ledger, store, engine, controller.
+
+One controller works on one home folder; a lock file says so, and a second one is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from importlib.metadata import distributions
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants as hub
+
+from stillhouse import __version__
+from stillhouse.search.controller import Controller
+from stillhouse.search.domain import Json
+from stillhouse.search.errors import ConflictError, StillhouseError
+from stillhouse.service.db.ledger import SqlLedger
+from stillhouse.service.db.migrate import upgrade
+from stillhouse.service.engine.local import LocalEngine
+from stillhouse.service.settings import Settings
+from stillhouse.service.store import DiskStore
+
+PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The parts that every door works with."""
+
+    settings: Settings
+
+    @cached_property
+    def ledger(self) -> SqlLedger:
+        """The ledger, migrated, with this machine's catalogue published."""
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        upgrade(self.settings.database_url)
+        ledger = SqlLedger(self.settings.database_url)
+        ledger.publish_catalogue(published(worker_catalogue(self.settings), self.settings))
+        return ledger
+
+    @cached_property
+    def store(self) -> DiskStore:
+        """The artifact store."""
+        return DiskStore(self.settings.artifacts)
+
+    @contextmanager
+    def controller(self) -> Iterator[Controller]:
+        """A controller with its engine; the engine's processes end with it.
+
+        Raises:
+            ConflictError: Another controller works on this home.
+        """
+        ledger = self.ledger
+        with _only_controller(self.settings.home / "controller.lock"):
+            engine = LocalEngine(self.settings.home, slots=self.settings.slots)
+            try:
+                yield Controller(ledger, engine, lease_s=self.settings.lease_s, max_attempts=self.settings.max_attempts)
+            finally:
+                engine.close()
+
+
+@contextmanager
+def _only_controller(path: Path) -> Iterator[None]:
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"another Stillhouse already works on {path.parent}; stop it, use its API, or set STILLHOUSE_HOME to "
+                "another folder"
+            ) from None
+        yield
+
+
+def published(catalogue: Mapping[str, Json], settings: Settings) -> Mapping[str, Json]:
+    """The catalogue with hub weights only if the hub answers now: a plan must not name what cannot be had."""
+    offered = catalogue["weights"]["hub"] if settings.hub == "auto" and hub_answers() else []
+    return {**catalogue, "weights": {**catalogue["weights"], "hub": offered}}
+
+
+def hub_answers(timeout_s: float = 2.0) -> bool:
+    """True when the model hub that timm loads from takes a connection."""
+    if hub.HF_HUB_OFFLINE:
+        return False
+    address = urlsplit(hub.ENDPOINT)
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=timeout_s).close()
+    except OSError:
+        return False
+    return True
+
+
+def worker_catalogue(settings: Settings) -> Mapping[str, Json]:
+    """What the worker's code can do, asked from a process of its own (it imports torch) and kept by code digest."""
+    kept = settings.cache / f"catalogue-{_digest()}.json"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "stillhouse.service.worker"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise StillhouseError(f"the worker does not start:\n{done.stderr.strip()[-2000:]}")
+        fresh = kept.with_suffix(f".{os.getpid()}.tmp")
+        fresh.write_text(done.stdout, encoding="utf-8")
+        fresh.replace(kept)
+    data: dict[str, Json] = json.loads(kept.read_text(encoding="utf-8"))
+    return data
+
+
+def _digest() -> str:
+    sources = sorted((*PACKAGE.glob("distill/**/*.py"), *PACKAGE.glob("export/*.py"), PACKAGE / "service/worker.py"))
+    sources.append(PACKAGE / "search/catalogue.json")
+    digest = sha256(__version__.encode())
+    installed = sorted(f"{each.name} {each.version}\n" for each in distributions())
+    digest.update("".join(installed).encode())
+    for path in sources:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,51 @@
+"""What is published to the ledger, and the lock on a home folder."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from stillhouse.search.errors import ConflictError
+from stillhouse.service import wiring
+from stillhouse.service.settings import Settings
+
+CATALOGUE = {"names": ["a"], "weights": {"package": ["a"], "hub": ["b"]}}
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.delenv("STILLHOUSE_DATABASE_URL", raising=False)
+    return Settings.load(home=tmp_path, hub="auto")
+
+
+@pytest.mark.parametrize(("hub", "answers", "offered"), [("auto", True, ["b"]), ("auto", False, []), ("off", True, [])])
+def test_hub_weights_are_published_only_when_they_can_be_had(
+    hub: str, answers: bool, offered: list[str], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wiring, "hub_answers", lambda: answers)
+    data = wiring.published(CATALOGUE, settings.model_copy(update={"hub": hub}))
+    assert data["weights"] == {"package": ["a"], "hub": offered}
+    assert data["names"] == ["a"]
+
+
+def test_the_hub_answers_when_its_address_takes_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wiring.hub, "HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(wiring.hub, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert wiring.hub_answers()
+        monkeypatch.setattr(wiring.hub, "HF_HUB_OFFLINE", True)
+        assert not wiring.hub_answers()
+    monkeypatch.setattr(wiring.hub, "HF_HUB_OFFLINE", False)
+    assert not wiring.hub_answers()
+
+
+def test_one_home_has_one_controller(tmp_path: Path) -> None:
+    lock = tmp_path / "controller.lock"
+    with (
+        wiring._only_controller(lock),
+        pytest.raises(ConflictError, match="already works on"),
+        wiring._only_controller(lock),
+    ):
+        pass
+    with wiring._only_controller(lock):
+        assert lock.exists()
