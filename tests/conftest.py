@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from sqlalchemy import create_engine, make_url, text
 
 from stillhouse.search.ports import Ledger
@@ -176,3 +178,25 @@ def _await_postgres(url: str, server: subprocess.Popen[bytes], log: Path) -> Non
             time.sleep(0.1)
         else:
             return
+
+
+@pytest.fixture
+def live() -> Iterator[Callable[[FastAPI], str]]:
+    """Serves applications by real servers on free loopback ports; gives the base address."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(app: FastAPI) -> str:
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(20)

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from stillhouse.search.errors import BudgetError
+from stillhouse.search.sizes import Fit as Fit  # noqa: PLC0414 - sizes are words of the domain too
+from stillhouse.search.sizes import Size as Size  # noqa: PLC0414
 
 Json = Any
 """A JSON value: None, bool, int, float, str, list or dict of these."""
@@ -31,55 +33,6 @@ def canonical_json(value: Json) -> str:
 def content_key(value: Json) -> str:
     """Returns the sha256 (64 hex digits) of a JSON value's canonical text."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-# ------------------------------------------------------------------------------------------ sizes
-
-
-@dataclass(frozen=True, order=True)
-class Size:
-    """A picture's height and width in pixels."""
-
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        if not (1 <= self.height <= 4096 and 1 <= self.width <= 4096):
-            raise BudgetError(f"a size needs 1 <= height, width <= 4096, but got {self.height}x{self.width}")
-
-    @classmethod
-    def parse(cls, text: str | int | Size) -> Size:
-        """Reads ``64`` (square) or ``48x64`` (height x width)."""
-        if isinstance(text, Size):
-            return text
-        parts = str(text).lower().split("x")
-        if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-            raise BudgetError(f"a size is written 64 or 48x64 (height x width, pixels), but got {text!r}")
-        numbers = [int(part) for part in parts]
-        return cls(numbers[0], numbers[-1])
-
-    @property
-    def pixels(self) -> int:
-        """Height times width."""
-        return self.height * self.width
-
-    def ratio(self, limit: Size) -> float:
-        """The greater of the two sides' ratios to the limit's: at most 1 when this size fits inside."""
-        return max(self.height / limit.height, self.width / limit.width)
-
-    def __str__(self) -> str:
-        return f"{self.height}x{self.width}"
-
-
-class Fit(enum.StrEnum):
-    """How a picture is brought to (height, width), in training, evaluation and deployment alike."""
-
-    SQUASH = "squash"
-    """Resize both sides; the aspect ratio is not kept."""
-    CROP = "crop"
-    """Resize until the size is covered, cut the centre."""
-    LETTERBOX = "letterbox"
-    """Resize until the picture fits inside, fill the border with grey 128."""
 
 
 # ----------------------------------------------------------------------------------------- budget

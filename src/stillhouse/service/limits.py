@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillhouse.service.problems import problem
@@ -30,17 +29,29 @@ class BodyLimit:
             answer = problem(Request(scope), 413, "Too large", self._message())
             await answer(scope, receive, send)
             return
-        seen = 0
+        seen, over = 0, False
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, over
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._most:
-                raise HTTPException(413, self._message())
+                over = True
+                return {"type": "http.disconnect"}
             return message
 
-        await self._app(scope, counted, send)
+        async def gated(message: Message) -> None:
+            if not over:
+                await send(message)
+
+        try:
+            await self._app(scope, counted, gated)
+        except ClientDisconnect:
+            if not over:
+                raise
+        if over:
+            answer = problem(Request(scope), 413, "Too large", self._message())
+            await answer(scope, receive, send)
 
     def _message(self) -> str:
         return f"a request's body may have at most {self._most} bytes; STILLHOUSE_MAX_UPLOAD_BYTES says how many"

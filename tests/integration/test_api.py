@@ -1,0 +1,296 @@
+"""The API over a real ledger: doors, errors, downloads; and what it must not import."""
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Size, StageResult
+from stillhouse.search.errors import UserError
+from stillhouse.service.app import create_app
+from stillhouse.service.client import Client
+from stillhouse.service.db.ledger import SqlLedger
+from stillhouse.service.settings import Settings
+from stillhouse.service.store import DiskStore
+
+CATALOGUE = {
+    "names": ["lcnet_050", "resnet18", "tf_efficientnet_lite0"],
+    "image_sizes": ["32x32", "64x64"],
+    "archs": {
+        "lcnet_050": {
+            "family": "cnn",
+            "stems": ["stock"],
+            "head_features": 8,
+            "head_bias": True,
+            "cells": {
+                "32x32|stock": {"macs": 10**6, "params": 1000},
+                "64x64|stock": {"macs": 4 * 10**6, "params": 1000},
+            },
+        }
+    },
+    "methods": {
+        "tas": {"teacher": True, "assistant": True, "knobs": []},
+        "supervised": {"teacher": False, "assistant": False, "knobs": []},
+    },
+    "code": {"ingest": "1"},
+    "weights": {"package": [], "hub": []},
+}
+SUMMARY: dict[str, Any] = {
+    "classes": ["a", "b", "c"],
+    "pictures": 90,
+    "splits": {"train": 60, "val": 12, "test": 18},
+    "notes": [],
+    "faults": [],
+    "curve": [
+        {"fit": "squash", "size": size, "codec": "jpeg", "quality": 90, "mean_bytes": bytes_}
+        for size, bytes_ in (("32x32", 900.0), ("64x64", 2100.0))
+    ],
+}
+
+
+class Served:
+    """An application over a fresh ledger, with helpers that do the controller's part."""
+
+    def __init__(self, url: str, home: Path, **settings: Any) -> None:
+        self.ledger, self.store = SqlLedger(url), DiskStore(home / "artifacts")
+        self.ledger.publish_catalogue(CATALOGUE)
+        self.settings = Settings.load(home=home, **settings)
+        self.http = TestClient(create_app(self.ledger, self.store, self.settings), raise_server_exceptions=False)
+
+    def ready(self) -> str:
+        dataset = self.http.post("/datasets", json={"builtin": "textures"}).json()["id"]
+        self.ledger.end_dataset(dataset, "ready", summary=SUMMARY, reason=None, faults=())
+        return str(dataset)
+
+    def finished(self, tmp_path: Path) -> tuple[str, str, bytes]:
+        job = self.http.post("/jobs", json={"dataset": self.ready(), "budget": {}}).json()["id"]
+        content = b"onnx" * 1000
+        (tmp_path / "model.onnx").write_bytes(content)
+        candidate = Candidate("lcnet_050", Size(32, 32), Size(64, 64))
+        self.ledger.add_trial(job, 0, candidate, Cost(macs=10))
+        deployment = Deployment(
+            id="mdl_1",
+            job_id=job,
+            trial_number=0,
+            candidate=candidate,
+            cost=Cost(10, 20, 30, 40.0, Size(32, 32), 1.5, 2.5, 50),
+            precision="fp32",
+            validation=Accuracy(9, 12),
+            onnx_sha256=self.store.put(tmp_path / "model.onnx"),
+            preprocess={"fit": "squash"},
+        )
+        self.ledger.add_deployment(deployment)
+        self.ledger.set_test("mdl_1", Accuracy(12, 18), {})
+        self.ledger.move_job(job, expect=("queued",), to="running")
+        self.ledger.move_job(job, expect=("running",), to="done")
+        return job, "mdl_1", content
+
+
+Live = Callable[[FastAPI], str]
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(sql_url: str, tmp_path: Path) -> Iterator[Serve]:
+    opened: list[Served] = []
+
+    def start(**settings: Any) -> Served:
+        opened.append(Served(sql_url, tmp_path / "home", **settings))
+        return opened[-1]
+
+    yield start
+    for served in opened:
+        served.http.close()
+        served.ledger.close()
+
+
+@pytest.fixture
+def served(serve: Serve) -> Served:
+    return serve()
+
+
+def problem(answer: Any, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert {"type", "title", "status", "detail", "instance"} <= set(body)
+    assert body["status"] == status
+    return str(body["detail"])
+
+
+def test_an_upload_becomes_a_data_set_and_the_same_zip_the_same_one(served: Served, tmp_path: Path) -> None:
+    path = tmp_path / "p.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/1.png", b"x" * 5000)
+    answers = [served.http.post("/datasets", files={"file": ("p.zip", path.read_bytes())}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+    stage = next(iter(served.ledger.stages([served.ledger.dataset(answers[0].json()["id"]).stage_key]).values()))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert stage.plan.spec["digest"] == digest
+    assert Path(stage.plan.hints["source"]).read_bytes() == path.read_bytes()
+    assert [entry.name for entry in served.settings.uploads.iterdir()] == [f"{digest}.zip"]
+
+
+def test_an_upload_past_the_cap_is_refused_whole(serve: Serve) -> None:
+    served = serve(max_upload_bytes=10_000)
+    detail = problem(served.http.post("/datasets", files={"file": ("p.zip", b"x" * 20_000)}), 413)
+    assert "10000 bytes" in detail
+
+    def chunks() -> Any:
+        yield from [b"x" * 4000] * 5
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert "10000 bytes" in problem(served.http.post("/datasets", content=chunks(), headers=headers), 413)
+    assert not served.settings.uploads.exists() or not list(served.settings.uploads.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, "either 'builtin' or 'path'"),
+        ({"builtin": "cats"}, "textures"),
+        ({"path": "/etc"}, "reads no folders"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_data_set_that_cannot_be_named(body: dict[str, Any], expected: str, served: Served) -> None:
+    assert expected in problem(served.http.post("/datasets", json=body), 422)
+
+
+def test_a_path_outside_the_allowed_folder_is_refused(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "allowed" / "birds" / "x").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    served = serve(allowed_folder=tmp_path / "allowed")
+    assert served.http.post("/datasets", json={"path": "birds"}).status_code == 202
+    for path in ("../secret", str(tmp_path / "secret"), "nothing"):
+        assert "under the folder" in problem(served.http.post("/datasets", json={"path": path}), 422)
+
+
+def test_a_job_is_accepted_and_shown(served: Served) -> None:
+    body = {"dataset": served.ready(), "budget": {"max_flops": 8e6, "max_image_size": 64}, "search": {"trials": 3}}
+    answer = served.http.post("/jobs", json=body)
+    assert answer.status_code == 202, answer.text
+    job = served.http.get(f"/jobs/{answer.json()['id']}").json()
+    assert job["state"] == "queued"
+    assert job["spec"]["budget"] == {"max_macs": 4_000_000, "max_image_size": "64x64", "device": "local"}
+    assert job["spec"]["trials"] == 3
+    assert job["dataset_name"] == "textures"
+    assert [entry["id"] for entry in served.http.get("/jobs").json()] == [job["id"]]
+
+
+def test_an_idempotency_key_gives_the_same_job_or_a_conflict(served: Served) -> None:
+    body = {"dataset": served.ready(), "budget": {}}
+    headers = {"Idempotency-Key": "once"}
+    first, again = (served.http.post("/jobs", json=body, headers=headers).json()["id"] for _ in range(2))
+    assert first == again
+    other = served.http.post("/jobs", json={**body, "search": {"seed": 1}}, headers=headers)
+    assert "Idempotency" in problem(other, 422) or "idempotency" in problem(other, 422)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"budget": {"max_macs": 10}}, "max_macs"),
+        ({"budget": {"max_speed": 1}}, "max_speed"),
+        ({"budget": {"min_accuracy": 90}}, "between 0 and 1"),
+        ({"search": {"teacher": "resnet19"}}, "did you mean resnet18"),
+        ({"search": {"archs": ["lcnet_05"]}}, "did you mean lcnet_050"),
+        ({"search": {"method": "tass"}}, "did you mean tas"),
+        ({"search": {"trials": "many"}}, "search.trials"),
+        ({"search": {"surprise": 1}}, "search.surprise"),
+        ({"search": {"trials": 0}}, "trials must be >= 1"),
+    ],
+)
+def test_a_job_that_cannot_be_done_says_why(more: dict[str, Any], expected: str, served: Served) -> None:
+    assert expected in problem(served.http.post("/jobs", json={"dataset": served.ready(), **more}), 422)
+    assert served.http.get("/jobs").json() == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/jobs/no", "/jobs/no/pareto", "/datasets/no", "/models/no", "/models/no/onnx", "/no"]
+)
+def test_what_is_not_there_is_a_404(path: str, served: Served) -> None:
+    problem(served.http.get(path), 404)
+
+
+def test_the_front_and_its_model(served: Served, tmp_path: Path) -> None:
+    job, model, content = served.finished(tmp_path)
+    front = served.http.get(f"/jobs/{job}/pareto").json()
+    (entry,) = front["front"]
+    assert front["others"] == []
+    assert (entry["model"], entry["accuracy"], entry["split"]) == (model, pytest.approx(12 / 18), "test")
+    assert (entry["image_size"], entry["network_size"], entry["latency_p95_ms"]) == (32, 64, 2.5)
+    whole = served.http.get(entry["links"]["onnx"])
+    assert whole.content == content
+    assert whole.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
+    part = served.http.get(entry["links"]["onnx"], headers={"Range": "bytes=4-11"})
+    assert (part.status_code, part.content) == (206, content[4:12])
+    assert served.http.get(f"/models/{model}").json()["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_job_is_cancelled_once(served: Served) -> None:
+    job = served.http.post("/jobs", json={"dataset": served.ready(), "budget": {}}).json()["id"]
+    assert served.http.post(f"/jobs/{job}/cancel").json()["state"] == "cancelled"
+    assert "cancelled" in problem(served.http.post(f"/jobs/{job}/cancel"), 422)
+
+
+def test_progress_of_a_running_stage_is_shown(served: Served) -> None:
+    job, plan = served.http.post("/jobs", json={"dataset": served.ready(), "budget": {}}).json()["id"], None
+    plan = served.ledger.stages([served.ledger.datasets()[0].stage_key])[served.ledger.datasets()[0].stage_key].plan
+    served.ledger.add_trial(job, 0, Candidate("lcnet_050", Size(32, 32), Size(64, 64)), Cost(macs=10))
+    served.ledger.move_trial(job, 0, expect="costing", to="training", stages=[plan.key])
+    attempt = served.ledger.open_attempt(plan.key, lease_s=30, threads=1)
+    assert attempt is not None
+    served.ledger.renew(attempt.id, attempt.token, lease_s=30, progress={"done": 3, "total": 10})
+    (trial,) = served.http.get(f"/jobs/{job}").json()["trials"]
+    assert trial["running"] == {"kind": "ingest", "progress": {"done": 3, "total": 10}}
+    served.ledger.commit(attempt.id, attempt.token, StageResult(), seconds=1.0)
+    (trial,) = served.http.get(f"/jobs/{job}").json()["trials"]
+    assert (trial["running"], trial["stages_done"]) == (None, 1)
+
+
+def test_health_headers_and_hosts(served: Served) -> None:
+    answer = served.http.get("/health")
+    assert answer.json()["status"] == "ok"
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert served.http.get("/health", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_the_openapi_document_names_every_search_field(served: Served) -> None:
+    document = served.http.get("/openapi.json").json()
+    fields = document["components"]["schemas"]["Search"]["properties"]
+    assert {"trials", "seed", "teacher", "epochs", "fit", "ablate"} <= set(fields)
+    content = document["paths"]["/datasets"]["post"]["requestBody"]["content"]
+    assert set(content) == {"multipart/form-data", "application/json"}
+
+
+def test_the_client_speaks_to_it(served: Served, tmp_path: Path, live: Live) -> None:
+    job, model, content = served.finished(tmp_path)
+    with Client(live(create_app(served.ledger, served.store, served.settings))) as client:
+        assert client.wait(job, timeout_s=5)["state"] == "done"
+        assert client.front(job)["front"][0]["model"] == model
+        assert client.download(model, tmp_path / "mine.onnx").read_bytes() == content
+        with pytest.raises(UserError, match="404"):
+            client.download("mdl_no", tmp_path / "none.onnx")
+        assert not list(tmp_path.glob("none*"))
+        with pytest.raises(UserError, match="max_macs"):
+            client.create_job(client.builtin("textures")["id"], {"max_macs": -1})
+
+
+def test_the_api_starts_without_torch() -> None:
+    code = (
+        "import sys, time; t = time.perf_counter(); import stillhouse.service.app;"
+        "bad = {'torch', 'timm', 'optuna', 'onnxruntime'} & set(sys.modules);"
+        "print(time.perf_counter() - t); sys.exit(str(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
