@@ -2,18 +2,25 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image, ImageOps
+
+from stillhouse.service.client import Client
 
 CLASSES = ("checks", "rings", "stripes")
 KEYS = {
@@ -150,6 +157,44 @@ def test_a_killed_run_goes_on_and_repeats_no_finished_stage(pictures: Path, home
     assert {key: after[key] for key in before} == before
     assert set(after.values()) == {1}
     assert json.loads((out / "front.json").read_text())
+
+
+def test_the_service_takes_a_zip_and_a_job_and_gives_models(pictures: Path, home: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "pictures"), "zip", pictures))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        command("up"),
+        env={**environment(home), "STILLHOUSE_PORT": str(port)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with Client(f"http://127.0.0.1:{port}") as client:
+            dataset = until_it_answers(lambda: client.upload(archive))["id"]
+            search = {
+                "trials": 1, "teacher": "lcnet_050", "teacher_size": 64, "archs": ["lcnet_035"], "views": 1,
+                "epochs": {"teacher": 1, "assistant": 1, "student": 1},
+            }  # fmt: skip
+            job = client.create_job(dataset, {"max_flops": 120e6, "max_image_size": 32}, search)
+            assert client.wait(job["id"], timeout_s=200)["state"] == "done"
+            (entry,) = client.front(job["id"])["front"]
+            client.download(entry["model"], tmp_path / entry["file"])
+        assert entry["macs"] <= 60e6
+        assert replay(entry, tmp_path, pictures) == pytest.approx(entry["accuracy"], abs=1e-9)
+    finally:
+        server.terminate()
+        assert server.wait(30) == 0
+
+
+def until_it_answers(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return call()
+        except httpx.TransportError:
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.2)
 
 
 def faulty(tmp_path: Path, pictures: Path, what: str) -> Path:

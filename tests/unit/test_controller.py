@@ -1,5 +1,8 @@
 """The reconcile loop on the in-memory ledger, with an engine that does each stage at once."""
 
+import dataclasses
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -8,7 +11,7 @@ import pytest
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Budget, Json, Size, StageKind, StagePlan, StageResult
-from stillhouse.search.job import UNMET, AttemptRecord, Epochs, JobSpec
+from stillhouse.search.job import UNMET, AttemptRecord, Epochs, JobRecord, JobSpec
 from stillhouse.search.plan import ingest_plan
 from stillhouse.search.retry import retry
 from stillhouse.service.db.memory import MemoryLedger
@@ -286,3 +289,38 @@ def test_a_new_controller_goes_on_from_the_ledger() -> None:
     fresh = Controller(ledger, engine, lease_s=30, max_attempts=2)
     assert drive(fresh, ledger, job.id) == "done"
     assert max(Counter(plan.key for plan in engine.done).values()) == 1
+
+
+def test_a_job_that_cannot_be_planned_fails_alone() -> None:
+    def work(plan: StagePlan) -> StageResult:
+        result = honest(plan)
+        broken_measure = plan.kind is StageKind.MEASURE and plan.spec["quality"] == 50
+        return StageResult({}, {}) if broken_measure else result
+
+    ledger, job, _, controller = setup(work)
+    broken = ledger.add_job(dataclasses.replace(job.spec, quality=50))
+    assert drive(controller, ledger, broken.id) == "failed"
+    assert "unexpected KeyError while planning" in (ledger.job(broken.id).reason or "")
+    assert drive(controller, ledger, job.id) == "done"
+
+
+def test_a_step_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, job, _, controller = setup(honest)
+    monkeypatch.setattr("stillhouse.search.controller.RETRY_S", 0.01)
+    listed, failures = ledger.jobs, iter([ConnectionError("the database is away")])
+
+    def jobs(*states: str) -> list[JobRecord]:
+        for failure in failures:
+            raise failure
+        return listed(*states)
+
+    monkeypatch.setattr(ledger, "jobs", jobs)
+    stop = threading.Event()
+    thread = threading.Thread(target=controller.run, args=(stop,), kwargs={"poll_s": 0.0})
+    thread.start()
+    deadline = time.monotonic() + 20
+    while ledger.job(job.id).state != "done" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stop.set()
+    thread.join()
+    assert ledger.job(job.id).state == "done"

@@ -29,7 +29,7 @@ T = TypeVar("T")
 BUILTIN = {"textures": textures.write}
 """Data sets that ship with the package: name -> function that writes an ImageFolder."""
 
-RATES = {"pretrained": 1e-3, "random": 3e-3, "assistant": 2e-3}
+RATES = {"pretrained": 1e-3, "random": 3e-3, "assistant": 1e-3}
 """Peak learning rate by what the network starts from."""
 
 

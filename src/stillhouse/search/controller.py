@@ -7,6 +7,7 @@ any point and another goes on from the ledger.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ from stillhouse.search.sampler import Sampler
 from stillhouse.search.space import Space
 
 LIVE = ("queued", "running")
+RETRY_S = 2.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,9 +66,13 @@ class Controller:
         self._spaces: dict[str, Space] = {}
 
     def run(self, stop: threading.Event, *, poll_s: float = 0.2) -> None:
-        """Steps until ``stop`` is set."""
+        """Steps until ``stop`` is set; a step that fails (the database is away) is logged and tried again."""
         while not stop.is_set():
-            self.step()
+            try:
+                self.step()
+            except Exception:
+                log.exception("a step of the controller failed; trying again in %g s", RETRY_S)
+                stop.wait(RETRY_S)
             stop.wait(poll_s)
 
     def step(self) -> None:
@@ -74,9 +82,18 @@ class Controller:
         for dataset in self._ledger.datasets("pending"):
             self._advance_dataset(dataset, wanted)
         for job in self._ledger.jobs(*LIVE):
-            _Job(self._ledger, job, wanted, self._spaces, slots=self._slots()).advance()
+            self._advance_job(job, wanted)
         self._cancel_unwanted(wanted)
         self._submit(wanted)
+
+    def _advance_job(self, job: JobRecord, wanted: Wanted) -> None:
+        """Moves one job on; one that cannot be planned fails alone and holds up no other."""
+        try:
+            _Job(self._ledger, job, wanted, self._spaces, slots=self._slots()).advance()
+        except (KeyError, ValueError, TypeError, ArithmeticError) as error:
+            log.exception("job %s cannot be planned", job.id)
+            reason = f"unexpected {type(error).__name__} while planning: {error}; the controller's log has the details"
+            self._ledger.move_job(job.id, expect=LIVE, to="failed", reason=reason)
 
     # --------------------------------------------------------------------------------- attempts
 

@@ -6,6 +6,7 @@ A request that cannot be met ends with one message and exit code 2; a failure on
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -225,6 +226,9 @@ def version() -> None:
 def _messages() -> Iterator[None]:
     """Turns our errors into one message on stderr and an exit code."""
     console = Console(stderr=True)
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(0)
+    )  # so that what is open is closed, the engine's processes first
     try:
         yield
     except UserError as error:

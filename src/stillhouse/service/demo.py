@@ -20,8 +20,8 @@ def demo_request(data: str) -> JobSpec:
         ),
         trials=4,
         seed=0,
-        teacher_size=96 if builtin else 192,
-        epochs=Epochs(3, 3, 4) if builtin else Epochs(6, 6, 12),
+        teacher_size=112 if builtin else 192,
+        epochs=Epochs(3, 3, 1) if builtin else Epochs(6, 6, 12),
         views=2 if builtin else 4,
         ablate="best",
     )
@@ -35,10 +35,15 @@ def print_comparison(outcome: Outcome, console: Console) -> None:
             continue
         table = Table(title=f"What the teacher is worth: {member.candidate}", title_justify="left")
         table.add_column("training")
+        table.add_column("epochs", justify="right")
         table.add_column("test accuracy (95 % interval)", justify="right")
-        epochs = outcome.job.spec.epochs
-        table.add_row(f"distilled ({member.details['method']}), {epochs.student} epochs", _percent(member.test))
-        table.add_row(f"without a teacher, {epochs.student} epochs", _percent(Accuracy(**baseline)))
+        spec = outcome.job.spec
+        epochs = str(spec.epochs.student)
+        table.add_row(f"distilled ({member.details['method']})", epochs, _percent(member.test))
+        table.add_row("without a teacher", epochs, _percent(Accuracy(**baseline)))
+        if spec.method == "tas":
+            assistant = f"{spec.epochs.assistant} epochs at {spec.teacher_size} px"
+            table.caption = f"The distilled one starts from its assistant, which all trials share: {assistant}."
         console.print(table)
 
 

@@ -7,21 +7,21 @@ from pathlib import Path
 
 
 def source_digest(source: Path) -> str:
-    """sha256 of a file's bytes, or of a folder's listing: sorted relative paths, each with its file's sha256.
+    """The sha256 of a file's bytes, or of a folder's listing: sorted relative paths, each with its file's sha256.
 
-    Links are not followed: what they point to is no part of the folder.
+    Hidden files, which desktops leave behind, do not count; nor do times, owners or the folder's own place.
     """
     if not source.is_dir():
         return file_digest(source)
     listing = hashlib.sha256()
-    files = (path for path in source.rglob("*") if path.is_file() and not path.is_symlink())
-    for path in sorted(files, key=lambda path: path.relative_to(source).as_posix()):
-        name = path.relative_to(source).as_posix()
-        listing.update(f"{file_digest(path)} {name!r}\n".encode())
+    names = {path.relative_to(source).as_posix(): path for path in source.rglob("*") if path.is_file()}
+    for name in sorted(names):
+        if not any(part.startswith(".") for part in name.split("/")):
+            listing.update(f"{file_digest(names[name])} {name!r}\n".encode())
     return listing.hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, read in pieces."""
+    """The sha256 of a file's bytes, read in pieces."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -6,7 +6,6 @@ a zip claims are not believed; the bytes that really come out are counted.
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 import os
 import stat
@@ -109,25 +108,6 @@ def open_source(path: Path, limits: Limits | None = None) -> Iterator[Source]:
         ) from error
     with archive:
         yield _Zip(archive, path.stat().st_size, limits)
-
-
-def source_digest(source: Path) -> str:
-    """The sha256 that names a source's content.
-
-    Returns:
-        For a zip the hash of its bytes; for a folder the hash over its sorted (relative path, sha256) pairs.
-
-    Raises:
-        DatasetError: Neither a file nor a folder is there.
-    """
-    if source.is_dir():
-        whole = hashlib.sha256()
-        for name in _Folder(source, Limits()).listing.files:
-            whole.update(f"{name}\0{_file_digest(source / name)}\n".encode("utf-8", "surrogateescape"))
-        return whole.hexdigest()
-    if not source.is_file():
-        raise ArchiveError(f"a data set must be a zip file or a folder, but {source} does not exist; check the path")
-    return _file_digest(source)
 
 
 def is_clutter(name: str) -> bool:
@@ -275,8 +255,3 @@ def _check_members(count: int, limits: Limits) -> None:
 
 def _raise_unreadable(error: OSError) -> None:
     raise ArchiveError(f"every folder must be readable, but {error.filename} is not ({error.strerror})") from error
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -20,13 +20,11 @@ from typing import IO
 
 from PIL import Image, ImageChops
 
-from stillhouse.distill.data.archive import ArchiveError, Limits, Source, open_source, source_digest
+from stillhouse.distill.data.archive import ArchiveError, Limits, Source, open_source
 from stillhouse.distill.data.codecs import CURVE_SAMPLE, curve_sizes, measure_curve, open_picture
 from stillhouse.distill.data.splits import SPLITS, Layout, Placed, assign, check_assigned, read_layout
 from stillhouse.search.domain import Json, canonical_json
 from stillhouse.search.errors import DatasetError
-
-__all__ = ["MANIFEST_VERSION", "ingest", "source_digest"]
 
 MANIFEST_VERSION = 1
 Report = Callable[[Mapping[str, Json]], None]

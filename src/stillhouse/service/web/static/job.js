@@ -45,7 +45,7 @@ function draw() {
     font: { color: ink, family: "system-ui, sans-serif" }, legend: { orientation: "h", y: 1.08 }, hovermode: "closest",
     xaxis: { title: { text: AXES[axis.value][1] }, gridcolor: line, rangemode: "tozero" },
     yaxis: { title: { text: `${split} accuracy, %` }, gridcolor: line },
-  }, { responsive: true, displaylogo: false });
+  }, { responsive: true, displayModeBar: false });
   if (!plot.dataset.ready) {
     plot.dataset.ready = "yes";
     plot.on("plotly_click", (event) => { location.href = event.points[0].customdata[1]; });
