@@ -212,7 +212,7 @@ def faulty(tmp_path: Path, pictures: Path, what: str) -> Path:
 
 @pytest.mark.parametrize(
     ("what", "expected"),
-    [("empty", "empty"), ("one-class", "class"), ("text-as-jpg", "rings/notes.jpg")],
+    [("empty", "holds nothing"), ("one-class", "class"), ("text-as-jpg", "rings/notes.jpg")],
 )
 def test_bad_pictures_get_one_message_and_leave_nothing(
     what: str, expected: str, pictures: Path, home: Path, tmp_path: Path
