@@ -101,6 +101,18 @@ def test_late_holder_may_commit_until_taken_over(ledger: Ledger) -> None:
     assert ledger.stages([key])[key].result == RESULT
 
 
+def test_an_attempt_given_up_for_no_fault_of_its_stage_is_not_counted(ledger: Ledger) -> None:
+    plan = StagePlan(StageKind.TEACHER, {"arch": "given up"})
+    ledger.ensure_stage(plan)
+    for _ in range(4):
+        attempt = ledger.open_attempt(plan.key, lease_s=30, threads=1)
+        assert attempt is not None
+        assert ledger.lose(attempt.id, max_attempts=None)
+        stage = ledger.stages([plan.key])[plan.key]
+        assert (stage.state, stage.attempts) == ("pending", 0)
+        assert not ledger.commit(attempt.id, attempt.token, StageResult(), seconds=1.0)
+
+
 def test_lost_attempts_are_counted(ledger: Ledger) -> None:
     key = ledger.ensure_stage(plan()).key
     for count in (1, 2, 3):

@@ -324,3 +324,13 @@ def test_a_step_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
     stop.set()
     thread.join()
     assert ledger.job(job.id).state == "done"
+
+
+def test_a_stage_whose_controller_is_stopped_again_and_again_does_not_fail() -> None:
+    ledger, job, engine, _ = setup(lambda plan: None if plan.kind is StageKind.TEACHER else honest(plan))
+    for _ in range(5):
+        fresh = Controller(ledger, engine, lease_s=30, max_attempts=2)
+        while not any(ledger.stages([a.stage_key])[a.stage_key].plan.kind == "teacher" for a in ledger.open_attempts()):
+            fresh.step()
+    engine.work = honest
+    assert drive(Controller(ledger, engine, lease_s=30, max_attempts=2), ledger, job.id) == "done"

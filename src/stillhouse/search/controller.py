@@ -64,6 +64,7 @@ class Controller:
         self._ledger, self._engine = ledger, engine
         self._lease_s, self._max_attempts = lease_s, max_attempts
         self._spaces: dict[str, Space] = {}
+        self._started: set[str] = set()
 
     def run(self, stop: threading.Event, *, poll_s: float = 0.2) -> None:
         """Steps until ``stop`` is set; a step that fails (the database is away) is logged and tried again."""
@@ -103,13 +104,15 @@ class Controller:
     def _reap(self) -> None:
         for attempt in self._ledger.open_attempts():
             if not self._engine.running(attempt.id):
-                self._ledger.lose(attempt.id, max_attempts=self._max_attempts)
+                # What an earlier controller left open died with it: that is no fault of the stage.
+                most = self._max_attempts if attempt.id in self._started else None
+                self._ledger.lose(attempt.id, max_attempts=most)
 
     def _cancel_unwanted(self, wanted: Wanted) -> None:
         for attempt in self._ledger.open_attempts():
             if attempt.stage_key not in wanted.plans:
                 self._engine.cancel(attempt.id)
-                self._ledger.lose(attempt.id, max_attempts=self._max_attempts)
+                self._ledger.lose(attempt.id, max_attempts=None)
 
     def _submit(self, wanted: Wanted) -> None:
         """Starts ready stages up to capacity; one that measures latency runs alone."""
@@ -128,6 +131,7 @@ class Controller:
             attempt = self._ledger.open_attempt(key, lease_s=self._lease_s, threads=self._engine.threads())
             if attempt is None:
                 continue
+            self._started.add(attempt.id)
             self._engine.submit(attempt)
             running.append(stored[key])
             if _alone(plan):

@@ -110,8 +110,12 @@ class Ledger(Protocol):
     def fail(self, attempt_id: str, token: str, reason: str, *, faults: Sequence[str] = ()) -> bool:
         """Moves running -> failed, for a fault that a retry will not cure."""
 
-    def lose(self, attempt_id: str, *, max_attempts: int) -> bool:
-        """Ends an open attempt whose process is gone: its stage is pending again (failed after ``max_attempts``)."""
+    def lose(self, attempt_id: str, *, max_attempts: int | None) -> bool:
+        """Ends an open attempt whose process is gone: its stage is pending again (failed after ``max_attempts``).
+
+        None stands for an end that is not the stage's doing (it was cancelled, or its controller was stopped): the
+        attempt does not count as a try.
+        """
 
     def reopen_stage(self, plan: StagePlan) -> bool:
         """Moves failed -> pending and stores the plan's hints anew: a user's retry tries it again."""

@@ -262,14 +262,16 @@ class MemoryLedger(Ledger):
             )
             return True
 
-    def lose(self, attempt_id: str, *, max_attempts: int) -> bool:
+    def lose(self, attempt_id: str, *, max_attempts: int | None) -> bool:
         """Ends an open attempt whose process is gone."""
         with self._lock:
             attempt = self._attempts.get(attempt_id)
             stage = None if attempt is None else self._end_attempt(attempt_id, attempt.token, "lost")
             if stage is None:
                 return False
-            if stage.attempts >= max_attempts:
+            if max_attempts is None:
+                self._stages[stage.key] = replace(stage, state="pending", attempts=stage.attempts - 1, progress={})
+            elif stage.attempts >= max_attempts:
                 reason = lost_reason(stage.attempts, attempt_id)
                 self._stages[stage.key] = replace(stage, state="failed", reason=reason, progress={})
             else:

@@ -184,7 +184,7 @@ class WorkTables:
         values = {"state": "failed", "reason": as_text(reason), "faults": as_json(list(faults))}
         return self._end_attempt(attempt_id, token, "failed", values)
 
-    def lose(self, attempt_id: str, *, max_attempts: int) -> bool:
+    def lose(self, attempt_id: str, *, max_attempts: int | None) -> bool:
         """Ends an open attempt whose process is gone."""
         with self._sessions.write() as session:
             change = update(AttemptRow).where(AttemptRow.id == attempt_id, AttemptRow.state == "open")
@@ -193,7 +193,9 @@ class WorkTables:
             key = session.scalars(select(AttemptRow.stage_key).where(AttemptRow.id == attempt_id)).one()
             attempts = session.scalars(select(StageRow.attempts).where(StageRow.key == key)).one()
             values: dict[str, Json] = {"state": "pending"}
-            if attempts >= max_attempts:
+            if max_attempts is None:
+                values["attempts"] = attempts - 1
+            elif attempts >= max_attempts:
                 values = {"state": "failed", "reason": lost_reason(attempts, attempt_id)}
             running = (StageRow.key == key, StageRow.state == "running")
             session.execute(update(StageRow).where(*running).values(**values))
