@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. Python 3.11-3.13 and make must be there, nothing else.
 
-SHELL := /bin/bash
-.SHELLFLAGS := -eu -o pipefail -c
+SHELL := /bin/sh
+.SHELLFLAGS := -eu -c
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -22,7 +22,8 @@ help: ## List the targets
 install: $(STAMP) ## Make .venv with the package and all that tests need
 
 $(STAMP): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, but none was found; install one or run make PYTHON=/path/to/it"; exit 1; }
+	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo "Python 3.11, 3.12 or 3.13 is needed, but got" \
+		"'$(or $(PYTHON),none)'; install one, or run make PYTHON=/path/to/it" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(STAMP)

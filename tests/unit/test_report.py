@@ -119,8 +119,8 @@ def test_table_fits_a_terminal_and_shows_the_baseline():
     text = printed([deployment(0, 90, test=160, details=DETAILS), deployment(1, 80, test=150)])
     assert max(len(line) for line in text.splitlines()) <= 80
     rows = [" ".join(line.split()) for line in text.splitlines() if line.split()[:1] in (["1"], ["2"])]
-    assert rows[0] == "1 net_a.v2 64>128 stride1 12.3 3,999 2.10 1.25 80.0 74-85 60.0"
-    assert rows[1] == "2 net_a.v2 64>128 stride1 24.7 3,999 1.05 1.25 75.0 69-80 -"
+    assert rows[0] == "1 net_a.v2 64>128 stride1 12.3 3,999 2.10 1.25 80.0 74-85 75.0 60.0"
+    assert rows[1] == "2 net_a.v2 64>128 stride1 24.7 3,999 1.05 1.25 75.0 69-80 - -"
     assert "accuracy on 200 test pictures" in text
     assert "no" in text and "teacher %" in text
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from stillhouse.search.catalogue import Catalogue
@@ -27,7 +27,7 @@ from stillhouse.search.domain import (
 from stillhouse.search.errors import InfeasibleError, UserError
 from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, StageRecord, TrialRecord
 from stillhouse.search.pareto import deployment_front
-from stillhouse.search.plan import BASELINE, Planner, with_baseline
+from stillhouse.search.plan import BASELINE, measured_cost, planner, with_baseline
 from stillhouse.search.ports import Engine, Ledger
 from stillhouse.search.sampler import Sampler
 from stillhouse.search.space import Space
@@ -358,25 +358,6 @@ class _Job:
 
 
 # ---------------------------------------------------------------------------------------- helpers
-
-
-def planner(job: JobRecord, dataset: DatasetRecord, catalogue: Mapping[str, Json]) -> Planner:
-    """The planner of a job whose data set is ready.
-
-    Raises:
-        UserError: More classes asked for than the data set has.
-    """
-    known = len(dataset.summary["classes"])
-    classes = job.spec.classes or known
-    if classes > known:
-        raise UserError(f"classes must be <= {known}, the number that data set {dataset.name!r} has, but got {classes}")
-    return Planner(job.spec, dataset.stage_key, classes, catalogue)
-
-
-def measured_cost(metrics: Mapping[str, Json]) -> Cost:
-    """The costs that a measure stage found."""
-    names = ("model_bytes", "latency_ms", "latency_p95_ms", "memory_bytes")
-    return Cost(**{name: metrics[name] for name in names})
 
 
 def _beyond(candidate: Candidate, bad: Candidate) -> bool:

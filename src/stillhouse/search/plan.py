@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stillhouse.search.domain import Candidate, Json, Size, StageKind, StagePlan, TrialPlan
-from stillhouse.search.errors import UnknownNameError
-from stillhouse.search.job import JobSpec
+from stillhouse.search.domain import Candidate, Cost, Json, Size, StageKind, StagePlan, TrialPlan
+from stillhouse.search.errors import UnknownNameError, UserError
+from stillhouse.search.job import DatasetRecord, JobRecord, JobSpec
 
 BASELINE = "supervised"
 """The method that a front is compared with: the same network, no teacher."""
@@ -208,3 +208,22 @@ def with_baseline(spec: JobSpec) -> bool:
 def unique(plans: Sequence[StagePlan]) -> list[StagePlan]:
     """The plans in order, each key once."""
     return list({plan.key: plan for plan in plans}.values())
+
+
+def planner(job: JobRecord, dataset: DatasetRecord, catalogue: Mapping[str, Json]) -> Planner:
+    """The planner of a job whose data set is ready.
+
+    Raises:
+        UserError: More classes asked for than the data set has.
+    """
+    known = len(dataset.summary["classes"])
+    classes = job.spec.classes or known
+    if classes > known:
+        raise UserError(f"classes must be <= {known}, the number that data set {dataset.name!r} has, but got {classes}")
+    return Planner(job.spec, dataset.stage_key, classes, catalogue)
+
+
+def measured_cost(metrics: Mapping[str, Json]) -> Cost:
+    """The costs that a measure stage found."""
+    names = ("model_bytes", "latency_ms", "latency_p95_ms", "memory_bytes")
+    return Cost(**{name: metrics[name] for name in names})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from stillhouse.search.controller import planner
 from stillhouse.search.job import UNMET, JobRecord
-from stillhouse.search.plan import BASELINE
+from stillhouse.search.plan import BASELINE, planner
 from stillhouse.search.ports import Ledger
 
 

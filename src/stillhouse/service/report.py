@@ -114,7 +114,7 @@ def front_table(front: Sequence[Deployment]) -> Table:
     table.add_column("network", overflow="fold")
     table.add_column("pixels", no_wrap=True)
     table.add_column("stem", no_wrap=True)
-    for name in ("M\nMACs", "model\nkB", "image\nkB", "\nms", "acc.\n%", "95 %\nint.", *_headings(compared)):
+    for name in ("M\nMACs", "model\nkB", "image\nkB", "\nms", "acc.\n%", "95 %\nint.", "sent\n%", *_headings(compared)):
         table.add_column(name, justify="right", no_wrap=True)
     for number, member in enumerate(by_accuracy(front), start=1):
         candidate, cost, accuracy = member.candidate, member.cost, member.test or member.validation
@@ -130,6 +130,7 @@ def front_table(front: Sequence[Deployment]) -> Table:
             _scaled(cost.latency_ms, 1, 2),
             f"{100 * accuracy.value:.1f}",
             f"{100 * low:.0f}-{100 * high:.0f}",
+            _share(_coded(member)),
             *(_share(_baselines(member).get(name)) for name in compared),
         )
     return table
@@ -277,6 +278,12 @@ def _share(entry: Json) -> str:
     return "-" if entry is None else f"{100 * Accuracy(**entry).value:.1f}"
 
 
+def _coded(member: Deployment) -> Json:
+    """Right answers on pictures that went through the codec, or None."""
+    coded = member.details.get("coded")
+    return {"correct": coded["correct"], "total": coded["total"]} if coded else None
+
+
 def _headings(names: Sequence[str]) -> list[str]:
     return [_words(name).replace(" ", "\n") + " %" for name in names]
 
@@ -290,4 +297,8 @@ def _caption(front: Sequence[Deployment]) -> str:
         return "no model meets the budget"
     tested = [member.test for member in front if member.test is not None]
     accuracy, split = (tested[0], "test") if len(tested) == len(front) else (front[0].validation, "validation")
-    return f"pixels: of the picture > inside the network\naccuracy on {accuracy.total} {split} pictures"
+    coded = next((member.details["coded"] for member in front if member.details.get("coded")), None)
+    lines = ["pixels: of the picture > inside the network", f"accuracy on {accuracy.total} {split} pictures"]
+    if coded is not None:
+        lines.append(f"sent: the same after {coded['codec']} q{coded['quality']}, which image kB is measured with")
+    return "\n".join(lines)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.check import check_request
-from stillhouse.search.controller import Controller, planner
+from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Deployment, StagePlan, content_key
 from stillhouse.search.errors import DatasetError, InfeasibleError, StillhouseError, UserError
 from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, JobSpec
 from stillhouse.search.pareto import deployment_front
-from stillhouse.search.plan import ingest_plan
+from stillhouse.search.plan import ingest_plan, planner
 from stillhouse.search.retry import retry
 from stillhouse.search.space import Space
 from stillhouse.service.digest import source_digest

@@ -115,7 +115,7 @@ def worker_catalogue(settings: Settings) -> Mapping[str, Json]:
         )
         if done.returncode != 0:
             raise StillhouseError(f"the worker does not start:\n{done.stderr.strip()[-2000:]}")
-        fresh = kept.with_suffix(f".{os.getpid()}.tmp")
+        fresh = kept.with_suffix(f".{os.urandom(8).hex()}.tmp")
         fresh.write_text(done.stdout, encoding="utf-8")
         fresh.replace(kept)
     data: dict[str, Json] = json.loads(kept.read_text(encoding="utf-8"))
