@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from stillhouse import __version__
-from stillhouse.search.domain import Budget, Fit, Json
+from stillhouse.search.domain import Budget, Fit, Json, content_key
 from stillhouse.search.errors import BudgetError, DatasetError, StillhouseError, UserError
 from stillhouse.search.job import Epochs, JobSpec
 from stillhouse.service.app import create_app
@@ -42,6 +42,7 @@ app = typer.Typer(
 stage_app = typer.Typer(help="What the engine runs.", no_args_is_help=True)
 app.add_typer(stage_app, name="stage")
 
+SHOWN_FAULTS = 20
 BUDGET, SEARCH, TRAINING = "Budget (each limit optional)", "Search", "Training"
 
 
@@ -234,8 +235,7 @@ def _messages() -> Iterator[None]:
     except UserError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         if isinstance(error, DatasetError):
-            for fault in error.faults:
-                console.print(f"  {escape(fault)}", highlight=False, soft_wrap=True)
+            _print_faults(console, error.faults)
         raise typer.Exit(2) from None
     except StillhouseError as error:
         console.print(f"[bold red]failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
@@ -243,6 +243,19 @@ def _messages() -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on where this one was")
         raise typer.Exit(130) from None
+
+
+def _print_faults(console: Console, faults: Sequence[str]) -> None:
+    """Every fault, one a line; past ``SHOWN_FAULTS`` the whole list goes to a file that the last line names."""
+    for fault in faults[:SHOWN_FAULTS]:
+        console.print(f"  {escape(fault)}", highlight=False, soft_wrap=True)
+    if len(faults) > SHOWN_FAULTS:
+        path = Settings.load().logs / f"faults-{content_key(list(faults))[:12]}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(faults) + "\n", encoding="utf-8")
+        console.print(
+            f"  ... and {len(faults) - SHOWN_FAULTS} more; all are in {path}", highlight=False, soft_wrap=True
+        )
 
 
 def _budget_file(path: Path | None) -> dict[str, Json]:

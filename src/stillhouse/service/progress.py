@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -60,11 +61,11 @@ class Watcher:
         """Says what was read, and every note about it."""
         summary = dataset.summary
         splits = ", ".join(f"{count} {split}" for split, count in summary["splits"].items())
-        self._console.print(
+        self._say(
             f"data set {dataset.name}: {summary['pictures']} pictures, {len(summary['classes'])} classes ({splits})"
         )
         for note in (*summary["notes"], *summary["faults"]):
-            self._console.print(f"  note: {note}")
+            self._say(f"  note: {note}")
 
     def job(self, job_id: str) -> None:
         """Shows trials, running stages, and says what has ended since the last call."""
@@ -98,7 +99,7 @@ class Watcher:
     def _say(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def title_of(plan: StagePlan) -> str:

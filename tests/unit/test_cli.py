@@ -1,0 +1,74 @@
+"""What the command line makes of errors, budgets and flags, without running a job."""
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from stillhouse.search.errors import BudgetError, DatasetError, StageError, UserError
+from stillhouse.service import cli
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "label"),
+    [
+        (UserError("do [this]"), 2, "error:"),
+        (StageError("do [this]"), 1, "failed:"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_errors_become_one_message_and_an_exit_code(
+    error: BaseException, code: int, label: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as caught, cli._messages():
+        raise error
+    assert caught.value.exit_code == code
+    shown = capsys.readouterr().err
+    assert label in shown
+    assert code == 130 or "do [this]" in shown, "brackets of a message are no markup"
+
+
+def test_all_faults_are_told_on_the_screen_or_in_a_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), cli._messages():
+        raise DatasetError("three faults", [f"a/{n}.jpg: torn" for n in range(3)])
+    assert capsys.readouterr().err.count(": torn") == 3
+    assert not home.exists()
+    with pytest.raises(typer.Exit), cli._messages():
+        raise DatasetError("many faults", [f"a/{n}.jpg: torn" for n in range(300)])
+    shown = capsys.readouterr().err
+    assert shown.count(": torn") == cli.SHOWN_FAULTS
+    (path,) = (home / "logs").glob("faults-*.txt")
+    assert f"280 more; all are in {path}" in shown
+    assert len(path.read_text().splitlines()) == 300
+
+
+def test_a_budget_file_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "budget.yaml"
+    path.write_text("max_macs: 60e6\nmax_image_size: 48x64\n")
+    assert cli._budget_file(path) == {"max_macs": "60e6", "max_image_size": "48x64"}
+    assert cli._budget_file(None) == {}
+    path.write_text("- 1\n")
+    with pytest.raises(BudgetError, match="must hold limits by name"):
+        cli._budget_file(path)
+    path.write_text("a: [")
+    with pytest.raises(BudgetError, match="cannot be read as YAML"):
+        cli._budget_file(path)
+    with pytest.raises(BudgetError, match="cannot be read as YAML"):
+        cli._budget_file(tmp_path / "none.yaml")
+
+
+def test_knobs_are_name_and_value() -> None:
+    assert cli._knobs(["gamma=10", "beta=0.5", "flag=true", "word=x"]) == {
+        "gamma": 10,
+        "beta": 0.5,
+        "flag": True,
+        "word": "x",
+    }
+    with pytest.raises(UserError, match="NAME=VALUE"):
+        cli._knobs(["gamma"])
