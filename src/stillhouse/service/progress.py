@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from stillhouse.search.domain import Json, StageKind, StagePlan
-from stillhouse.search.job import DatasetRecord, StageRecord
+from stillhouse.search.job import DatasetRecord, StageRecord, TrialRecord
 from stillhouse.search.ports import Ledger
 
 
@@ -70,7 +70,7 @@ class Watcher:
     def job(self, job_id: str) -> None:
         """Shows trials, running stages, and says what has ended since the last call."""
         job, trials = self._ledger.job(job_id), self._ledger.trials(job_id)
-        self._bar("job", "trials", total=job.spec.trials, done=sum(t.state in ("done", "failed") for t in trials))
+        self._bar("job", "trials", total=job.spec.trials, done=sum(self._share(trial) for trial in trials))
         for trial in trials:
             head = f"trial {trial.number} {trial.candidate}"
             if trial.state == "done" and trial.accuracy is not None:
@@ -78,6 +78,15 @@ class Watcher:
             elif trial.state in ("infeasible", "failed"):
                 self._say(f"{head}: {trial.state} ({trial.reason})")
         self._stages([attempt.stage_key for attempt in self._ledger.open_attempts()])
+
+    def _share(self, trial: TrialRecord) -> float:
+        """How much of a trial is done, from 0 to 1, by stages: the job's ETA is drawn from it."""
+        if trial.state in ("done", "failed"):
+            return 1.0
+        if trial.state != "training" or not trial.stages:
+            return 0.0
+        stages = self._ledger.stages(trial.stages).values()
+        return sum(stage.state == "done" for stage in stages) / len(trial.stages)
 
     def _stages(self, keys: list[str]) -> None:
         stages = self._ledger.stages([*keys, *(key for key in self._bars if key != "job")])
@@ -89,7 +98,7 @@ class Watcher:
             elif key in self._bars:
                 self._progress.remove_task(self._bars.pop(key))
                 if stage.state == "done":
-                    self._say(f"{title}: {_took(stage)}")
+                    self._print(f"{title}: {_took(stage)}")
 
     def _bar(self, key: str, title: str, *, total: float | None, done: float, note: str = "") -> None:
         if key not in self._bars:
@@ -99,7 +108,10 @@ class Watcher:
     def _say(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
-            self._console.print(escape(line), highlight=False, soft_wrap=True)
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        self._console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def title_of(plan: StagePlan) -> str:
