@@ -334,3 +334,15 @@ def test_a_stage_whose_controller_is_stopped_again_and_again_does_not_fail() -> 
             fresh.step()
     engine.work = honest
     assert drive(Controller(ledger, engine, lease_s=30, max_attempts=2), ledger, job.id) == "done"
+
+
+def test_a_run_in_the_foreground_does_its_own_job_only() -> None:
+    ledger, job, engine, controller = setup(honest)
+    other = ledger.add_job(dataclasses.replace(job.spec, seed=9))
+    for _ in range(3):
+        controller.step(only=(job.spec.dataset,))
+    assert {plan.kind for plan in engine.done} == {StageKind.INGEST}
+    for _ in range(400):
+        controller.step(only=(job.id,))
+    assert (ledger.job(job.id).state, ledger.job(other.id).state) == ("done", "queued")
+    assert ledger.trials(other.id) == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from stillhouse.search.catalogue import Catalogue
@@ -76,14 +76,21 @@ class Controller:
                 stop.wait(RETRY_S)
             stop.wait(poll_s)
 
-    def step(self) -> None:
-        """Does all that is due now; never waits."""
+    def step(self, only: Collection[str] | None = None) -> None:
+        """Does all that is due now; never waits.
+
+        Args:
+            only: Ids of the jobs and data sets to move on; None moves all. A run in the foreground does its own job
+                and leaves what others left behind.
+        """
         self._reap()
         wanted = Wanted()
         for dataset in self._ledger.datasets("pending"):
-            self._advance_dataset(dataset, wanted)
+            if only is None or dataset.id in only:
+                self._advance_dataset(dataset, wanted)
         for job in self._ledger.jobs(*LIVE):
-            self._advance_job(job, wanted)
+            if only is None or job.id in only:
+                self._advance_job(job, wanted)
         self._cancel_unwanted(wanted)
         self._submit(wanted)
 

@@ -29,6 +29,7 @@ from stillhouse.service.report import model_file_name, write_front
 from stillhouse.service.wiring import Platform
 
 BUILTIN = "textures"
+POLL_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ def _ingest(platform: Platform, data: str, skip_faults: bool) -> StagePlan:
 
 def _drive(controller: Controller, show: Callable[[str], None], ended: Callable[[], bool], subject: str) -> None:
     while True:
-        controller.step()
+        controller.step(only=(subject,))
         show(subject)
         if ended():
             return
-        time.sleep(0.1)
+        time.sleep(POLL_S)
 
 
 def _ended(platform: Platform, job_id: str) -> bool:
