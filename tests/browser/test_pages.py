@@ -88,6 +88,12 @@ def wait(browser: webdriver.Chrome, what: Callable[[webdriver.Chrome], object]) 
     WebDriverWait(browser, 15).until(what)
 
 
+def picture(browser: webdriver.Chrome, name: str) -> None:
+    """Keeps a screenshot for a person to look at, where one asks for it."""
+    if folder := os.environ.get("STILLHOUSE_SCREENSHOTS"):
+        browser.save_screenshot(f"{folder}/{name}.png")
+
+
 def complaints(browser: webdriver.Chrome) -> list[str]:
     return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
@@ -102,6 +108,7 @@ def test_the_list_of_jobs(browser: webdriver.Chrome, site: tuple[str, str, str, 
     assert "6 of 6" in rows[1]
     assert "92.0 %" in rows[1]
     assert HOSTILE in rows[1], "a hostile name is text, not HTML"
+    picture(browser, "index")
     browser.find_element(By.LINK_TEXT, done).click()
     wait(browser, lambda b: b.current_url.endswith(f"/ui/jobs/{done}"))
     assert complaints(browser) == []
@@ -122,8 +129,7 @@ def test_the_front_is_drawn_and_its_axis_changes(
     assert shown(browser, "#state .done") == ["done"]
     assert len(shown(browser, "#trials tbody tr")) == 6
     assert complaints(browser) == []
-    if folder := os.environ.get("STILLHOUSE_SCREENSHOTS"):
-        browser.save_screenshot(f"{folder}/job.png")
+    picture(browser, "job")
 
 
 def test_a_model_is_downloaded(browser: webdriver.Chrome, site: tuple[str, str, str, MemoryLedger]) -> None:
@@ -141,11 +147,14 @@ def test_a_running_job_fills_by_itself(browser: webdriver.Chrome, site: tuple[st
     base, _, running, ledger = site
     browser.get(f"{base}/ui/jobs/{running}")
     wait(browser, lambda b: shown(b, "#state .running") == ["running"])
-    assert browser.find_element(By.ID, "no-front").is_displayed()
+    wait(browser, lambda b: "points appear" in b.find_element(By.ID, "no-front").text)
     ledger.add_trial(running, 0, Candidate("resnet10t", Size(32, 32), Size(64, 64)), Cost(macs=5_000_000))
     wait(browser, lambda b: any("resnet10t 32x32 → 64x64" in row for row in shown(b, "#trials tbody tr")))
+    assert "Left, about" in browser.find_element(By.ID, "facts").text
+    picture(browser, "running")
     ledger.move_job(running, expect=("running",), to="failed", reason="the disk is full")
     wait(browser, lambda b: "the disk is full" in b.find_element(By.ID, "state").text)
+    wait(browser, lambda b: "ended without" in b.find_element(By.ID, "no-front").text)
     assert complaints(browser) == []
 
 
@@ -157,8 +166,7 @@ def test_the_page_fits_a_phone(browser: webdriver.Chrome, site: tuple[str, str, 
         browser.get(f"{base}/ui/jobs/{done}")
         wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#plot .scatterlayer .point"))
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
-        if folder := os.environ.get("STILLHOUSE_SCREENSHOTS"):
-            browser.save_screenshot(f"{folder}/phone.png")
+        picture(browser, "phone")
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -171,3 +179,39 @@ def test_an_empty_server_says_how_to_start(
     wait(browser, lambda b: "No job yet" in b.find_element(By.ID, "message").text)
     assert f"{base}/datasets" in browser.find_element(By.ID, "message").text
     assert complaints(browser) == []
+    picture(browser, "empty")
+
+
+def test_an_address_of_no_job_is_answered_by_a_page(
+    browser: webdriver.Chrome, site: tuple[str, str, str, MemoryLedger]
+) -> None:
+    base, *_ = site
+    assert httpx.get(f"{base}/ui/jobs/job_no").status_code == 404
+    browser.get(f"{base}/ui/jobs/job_no")
+    assert shown(browser, "h1") == ["No such job"]
+    complaints(browser)  # the browser notes the 404; the next test begins without it
+    browser.find_element(By.LINK_TEXT, "All jobs").click()
+    wait(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "#jobs tbody tr")) == 2)
+
+
+def test_hovering_tells_the_candidate_and_a_click_downloads(
+    browser: webdriver.Chrome, site: tuple[str, str, str, MemoryLedger], tmp_path: Path
+) -> None:
+    base, done, _, _ = site
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    browser.get(f"{base}/ui/jobs/{done}")
+    wait(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "#plot .scatterlayer .point")) == 6)
+    best = browser.find_elements(By.CSS_SELECTOR, "#plot .scatterlayer .trace:last-child .point")[-1]
+    webdriver.ActionChains(browser).move_to_element(best).perform()
+    wait(browser, lambda b: "lcnet_050" in "".join(shown(b, "#plot .hoverlayer .hovertext")))
+    hover = "".join(shown(browser, "#plot .hoverlayer .hovertext"))
+    assert "64 → 96 px" in hover
+    assert "90.5 %" in hover
+    picture(browser, "hover")
+    webdriver.ActionChains(browser).click().perform()
+    wait(browser, lambda _: list(folder.glob("*.onnx")))
+    (file,) = folder.glob("*.onnx")
+    assert file.name.startswith("05-lcnet_050-64x64-96x96")
+    assert file.read_bytes() == b"the bytes of a model"

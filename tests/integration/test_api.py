@@ -1,6 +1,9 @@
 """The API over a real ledger: doors, errors, downloads; and what it must not import."""
 
 import hashlib
+import io
+import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -8,15 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Size, StageResult
-from stillhouse.search.errors import UserError
+from stillhouse.search.errors import CorruptArtifactError, StillhouseError, UserError
 from stillhouse.service.app import create_app
 from stillhouse.service.client import Client
 from stillhouse.service.db.ledger import SqlLedger
+from stillhouse.service.db.memory import MemoryLedger
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 
@@ -62,7 +67,7 @@ class Served:
         self.ledger, self.store = SqlLedger(url), DiskStore(home / "artifacts")
         self.ledger.publish_catalogue(CATALOGUE)
         self.settings = Settings.load(home=home, **settings)
-        self.http = TestClient(create_app(self.ledger, self.store, self.settings), raise_server_exceptions=False)
+        self.http = TestClient(create_app(self.ledger, self.store, self.settings), base_url="http://127.0.0.1")
 
     def ready(self) -> str:
         dataset = self.http.post("/datasets", json={"builtin": "textures"}).json()["id"]
@@ -139,6 +144,53 @@ def test_an_upload_becomes_a_data_set_and_the_same_zip_the_same_one(served: Serv
     assert [entry.name for entry in served.settings.uploads.iterdir()] == [f"{digest}.zip"]
 
 
+ZIP = zipfile.ZIP_STORED
+HEAD = b'--b\r\nContent-Disposition: form-data; name="%s"; filename="p.zip"\r\n\r\n'
+
+
+def zipped(size: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", ZIP) as archive:
+        archive.writestr("a/1.png", os.urandom(size))
+    return buffer.getvalue()
+
+
+def test_a_large_upload_in_small_pieces_is_the_same_bytes(served: Served) -> None:
+    content = zipped(300_000)
+    fields = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+    body = fields % (b"name", "Vögel".encode()) + fields % (b"skip_faults", b"true")
+    body += HEAD % b"file" + content + b"\r\n--b--\r\n"
+    pieces = (body[start : start + 997] for start in range(0, len(body), 997))
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = served.http.post("/datasets", content=pieces, headers=headers)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["name"] == "Vögel"
+    (kept,) = served.settings.uploads.iterdir()
+    assert kept.read_bytes() == content
+    (stage,) = served.ledger.stages([served.ledger.datasets()[0].stage_key]).values()
+    assert stage.plan.spec == {"digest": hashlib.sha256(content).hexdigest(), "skip_faults": True}
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "expected"),
+    [
+        (HEAD % b"file" + b"text\r\n--b--\r\n", "multipart/form-data; boundary=b", "p.zip: not a zip"),
+        (HEAD % b"file" + zipped(9), "multipart/form-data; boundary=b", "cut short"),
+        (HEAD % b"other" + b"\r\n--b--\r\n", "multipart/form-data; boundary=b", "in the part 'file'"),
+        (b"--b--\r\n", "multipart/form-data; boundary=b", "a part 'file'"),
+        (b"rubbish", "multipart/form-data; boundary=b", "no valid multipart"),
+        (b"rubbish", "multipart/form-data", "boundary"),
+        (b"rubbish", "text/plain", "'text/plain'"),
+        (b"{", "application/json", "body: Invalid JSON"),
+    ],
+)
+def test_an_upload_that_is_no_zip_leaves_nothing(body: bytes, kind: str, expected: str, served: Served) -> None:
+    answer = served.http.post("/datasets", content=body, headers={"content-type": kind})
+    assert expected in problem(answer, 422)
+    assert served.ledger.datasets() == []
+    assert not served.settings.uploads.exists() or not list(served.settings.uploads.iterdir())
+
+
 def test_an_upload_past_the_cap_is_refused_whole(serve: Serve) -> None:
     served = serve(max_upload_bytes=10_000)
     detail = problem(served.http.post("/datasets", files={"file": ("p.zip", b"x" * 20_000)}), 413)
@@ -170,7 +222,7 @@ def test_a_path_outside_the_allowed_folder_is_refused(serve: Serve, tmp_path: Pa
     (tmp_path / "secret").mkdir()
     served = serve(allowed_folder=tmp_path / "allowed")
     assert served.http.post("/datasets", json={"path": "birds"}).status_code == 202
-    for path in ("../secret", str(tmp_path / "secret"), "nothing"):
+    for path in ("../secret", str(tmp_path / "secret"), "nothing", "\0", "a/" * 5000):
         assert "under the folder" in problem(served.http.post("/datasets", json={"path": path}), 422)
 
 
@@ -207,6 +259,10 @@ def test_an_idempotency_key_gives_the_same_job_or_a_conflict(served: Served) -> 
         ({"search": {"trials": "many"}}, "search.trials"),
         ({"search": {"surprise": 1}}, "search.surprise"),
         ({"search": {"trials": 0}}, "trials must be >= 1"),
+        ({"search": {"epochs": {"teacher": 0}}}, "epochs must each be >= 1"),
+        ({"search": {"trials": 2**63}}, "2**63"),
+        ({"search": {"archs": ["\0"]}}, "NUL"),
+        ({"budget": {"max_macs": 10**400}}, "2**63"),
     ],
 )
 def test_a_job_that_cannot_be_done_says_why(more: dict[str, Any], expected: str, served: Served) -> None:
@@ -215,7 +271,7 @@ def test_a_job_that_cannot_be_done_says_why(more: dict[str, Any], expected: str,
 
 
 @pytest.mark.parametrize(
-    "path", ["/jobs/no", "/jobs/no/pareto", "/datasets/no", "/models/no", "/models/no/onnx", "/no"]
+    "path", ["/jobs/no", "/jobs/no/pareto", "/datasets/no", "/models/no", "/models/no/onnx", "/no", "/jobs/%00"]
 )
 def test_what_is_not_there_is_a_404(path: str, served: Served) -> None:
     problem(served.http.get(path), 404)
@@ -231,6 +287,8 @@ def test_the_front_and_its_model(served: Served, tmp_path: Path) -> None:
     whole = served.http.get(entry["links"]["onnx"])
     assert whole.content == content
     assert whole.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
+    assert whole.headers["content-disposition"] == f'attachment; filename="{entry["file"]}"'
+    assert served.http.head(entry["links"]["onnx"]).headers["content-length"] == str(len(content))
     part = served.http.get(entry["links"]["onnx"], headers={"Range": "bytes=4-11"})
     assert (part.status_code, part.content) == (206, content[4:12])
     assert served.http.get(f"/models/{model}").json()["sha256"] == hashlib.sha256(content).hexdigest()
@@ -257,12 +315,82 @@ def test_progress_of_a_running_stage_is_shown(served: Served) -> None:
     assert (trial["running"], trial["stages_done"]) == (None, 1)
 
 
-def test_health_headers_and_hosts(served: Served) -> None:
-    answer = served.http.get("/health")
-    assert answer.json()["status"] == "ok"
+def test_health_says_when_the_database_is_gone(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert served.http.get("/health").json()["status"] == "ok"
+
+    def gone(*_: str) -> None:
+        raise OSError("secret://user:password@host")
+
+    monkeypatch.setattr(served.ledger, "jobs", gone)
+    assert "database" in problem(served.http.get("/health"), 503)
+    answer = served.http.get("/jobs")
+    assert "password" not in problem(answer, 500)
     assert "default-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_before_a_worker_has_published_there_is_nothing_to_plan_with(tmp_path: Path) -> None:
+    app = create_app(MemoryLedger(), DiskStore(tmp_path / "a"), Settings.load(home=tmp_path))
+    with TestClient(app, base_url="http://localhost") as http:
+        assert "controller" in problem(http.get("/catalogue"), 503)
+        assert "controller" in problem(http.post("/datasets", json={"builtin": "textures"}), 503)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "LOCALHOST", "[::1]:80"])
+def test_names_of_this_machine_are_answered(host: str, served: Served) -> None:
+    answer = served.http.get("/health", headers={"host": host})
+    assert answer.status_code == 200
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert served.http.get("/health", headers={"host": "evil.example"}).status_code == 400
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost:80:80", "testserver"])
+def test_other_names_are_refused_while_bound_to_loopback(host: str, serve: Serve) -> None:
+    answer = serve().http.get("/health", headers={"host": host})
+    assert "localhost" in problem(answer, 400)
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert serve(host="0.0.0.0").http.get("/health", headers={"host": host}).status_code == 200  # noqa: S104
+
+
+def test_a_page_of_another_site_may_look_but_not_touch(served: Served) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site"}
+    assert "another site" in problem(served.http.post("/jobs/any/cancel", headers=headers), 403)
+    assert "another site" in problem(served.http.post("/datasets", files={"file": b""}, headers=headers), 403)
+    assert served.http.get("/health", headers=headers).status_code == 200
+    assert served.http.post("/jobs/any/cancel", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 404
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """Server-sent events: blocks of ``name: value`` lines."""
+    blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
+    return [{**block, "data": json.loads(block["data"])} for block in blocks if "data" in block]
+
+
+def test_events_are_replayed_from_where_the_client_was(served: Served, tmp_path: Path) -> None:
+    job, _, _ = served.finished(tmp_path)
+    answer = served.http.get(f"/jobs/{job}/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    whole = events(answer.text)
+    assert [(event["event"], event["data"]["state"]) for event in whole] == [("job", "running"), ("job", "done")]
+    rest = served.http.get(f"/jobs/{job}/events", headers={"Last-Event-ID": whole[0]["id"]})
+    assert events(rest.text) == whole[1:]
+    over = served.http.get(f"/jobs/{job}/events", headers={"Last-Event-ID": whole[1]["id"]})
+    assert (over.status_code, over.content) == (204, b"")
+    problem(served.http.get("/jobs/no/events"), 404)
+    assert "last-event-id" in problem(served.http.get(f"/jobs/{job}/events", headers={"Last-Event-ID": "x"}), 422)
+
+
+def test_the_client_follows_a_job_across_streams(served: Served, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillhouse.service.api.events.LIFE_S", 0.0)
+    monkeypatch.setattr("stillhouse.service.api.events.POLL_S", 0.01)
+    job = served.http.post("/jobs", json={"dataset": served.ready(), "budget": {}}).json()["id"]
+    served.ledger.move_job(job, expect=("queued",), to="running")
+    with Client(live(create_app(served.ledger, served.store, served.settings))) as client:
+        stream = client.events(job)
+        assert next(stream)["data"]["state"] == "running"
+        served.ledger.add_trial(job, 0, Candidate("lcnet_050", Size(32, 32), Size(64, 64)), Cost(macs=10))
+        served.ledger.move_trial(job, 0, expect="costing", to="infeasible", reason="too slow")
+        client.cancel(job)
+        found = [(event["kind"], event["data"]["state"]) for event in stream]
+    assert found == [("trial", "infeasible"), ("job", "cancelled")]
 
 
 def test_the_openapi_document_names_every_search_field(served: Served) -> None:
@@ -271,6 +399,14 @@ def test_the_openapi_document_names_every_search_field(served: Served) -> None:
     assert {"trials", "seed", "teacher", "epochs", "fit", "ablate"} <= set(fields)
     content = document["paths"]["/datasets"]["post"]["requestBody"]["content"]
     assert set(content) == {"multipart/form-data", "application/json"}
+    for path, methods in document["paths"].items():
+        for answer in methods.values():
+            for status, entry in answer["responses"].items():
+                if int(status) >= 400:
+                    example = entry["content"]["application/problem+json"]["example"]
+                    assert (example["status"], bool(example["detail"])) == (int(status), True), path
+            if "{" in path:
+                assert "404" in answer["responses"], path
 
 
 def test_the_client_speaks_to_it(served: Served, tmp_path: Path, live: Live) -> None:
@@ -284,6 +420,29 @@ def test_the_client_speaks_to_it(served: Served, tmp_path: Path, live: Live) -> 
         assert not list(tmp_path.glob("none*"))
         with pytest.raises(UserError, match="max_macs"):
             client.create_job(client.builtin("textures")["id"], {"max_macs": -1})
+        (tmp_path / "birds.zip").write_bytes(zipped(10))
+        assert client.upload(tmp_path / "birds.zip", name="birds")["name"] == "birds"
+        assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_the_client_keeps_no_file_that_came_wrong(tmp_path: Path) -> None:
+    model = "mdl_1"
+
+    def tampered(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == f"/models/{model}/onnx"
+        return httpx.Response(200, content=b"other", headers={"etag": '"' + "0" * 64 + '"'})
+
+    with (
+        Client("http://127.0.0.1", transport=httpx.MockTransport(tampered)) as client,
+        pytest.raises(CorruptArtifactError, match=model),
+    ):
+        client.download(model, tmp_path / "mine.onnx")
+    assert not list(tmp_path.glob("*mine*"))
+
+
+def test_the_client_says_when_no_server_answers() -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(StillhouseError, match="does the server run"):
+        client.job("any")
 
 
 def test_the_api_starts_without_torch() -> None:
@@ -292,5 +451,7 @@ def test_the_api_starts_without_torch() -> None:
         "bad = {'torch', 'timm', 'optuna', 'onnxruntime'} & set(sys.modules);"
         "print(time.perf_counter() - t); sys.exit(str(bad) if bad else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False) for _ in "12"]
+    assert all(run.returncode == 0 for run in done), done[0].stderr
+    seconds = min(float(run.stdout) for run in done)
+    assert seconds < 2.5, f"the API's modules took {seconds:.2f} s to import"

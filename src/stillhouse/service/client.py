@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,7 +15,7 @@ from typing import Self
 import httpx
 
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import StillhouseError, UserError
+from stillhouse.search.errors import CorruptArtifactError, StillhouseError, UserError
 
 Answer = dict[str, Json]
 
@@ -66,6 +70,31 @@ class Client:
         """One job."""
         return self._call("GET", f"/jobs/{job_id}")
 
+    def cancel(self, job_id: str) -> Answer:
+        """Stops a job."""
+        return self._call("POST", f"/jobs/{job_id}/cancel")
+
+    def events(self, job_id: str) -> Iterator[Answer]:
+        """A job's events from the first on, ``{id, kind, data}``, until it has ended; comes back when cut off."""
+        seen = 0
+        while True:
+            headers = {"Last-Event-ID": str(seen)}
+            with self._sent("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
+                if answer.status_code == 204:
+                    return
+                kind = ""
+                for line in answer.iter_lines():
+                    name, _, value = line.partition(": ")
+                    if name == "event":
+                        kind, data, number = value, "", 0
+                    elif name == "data":
+                        data = value
+                    elif name == "id":
+                        number = int(value)
+                    elif not line and kind:
+                        yield {"id": number, "kind": kind, "data": json.loads(data)}
+                        seen, kind = number, ""
+
     def wait(self, job_id: str, *, timeout_s: float, poll_s: float = 1.0) -> Answer:
         """Waits until a job has ended.
 
@@ -84,30 +113,47 @@ class Client:
         return self._call("GET", f"/jobs/{job_id}/pareto")
 
     def download(self, model_id: str, path: Path) -> Path:
-        """Writes a model's ONNX file; it appears whole or not at all."""
-        fresh = path.with_suffix(".tmp")
-        with self._http.stream("GET", f"/models/{model_id}/onnx") as answer:
-            if answer.is_error:
-                answer.read()
-            _check(answer)
-            with fresh.open("wb") as handle:
+        """Writes a model's ONNX file; it appears whole, its hash checked, or not at all.
+
+        Raises:
+            CorruptArtifactError: Other bytes came than the server stores.
+        """
+        fresh = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+        digest = hashlib.sha256()
+        try:
+            with self._sent("GET", f"/models/{model_id}/onnx") as answer, fresh.open("wb") as handle:
                 for chunk in answer.iter_bytes():
+                    digest.update(chunk)
                     handle.write(chunk)
-        return fresh.replace(path)
+                wanted = answer.headers["etag"].strip('"')
+            if digest.hexdigest() != wanted:
+                raise CorruptArtifactError(f"{model_id}: sha256 {digest.hexdigest()} came, but {wanted} is stored")
+            return fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
     def _call(self, method: str, url: str, **parts: Json) -> Answer:
-        answer = self._http.request(method, url, **parts)
-        _check(answer)
-        body: Answer = answer.json()
+        with self._sent(method, url, **parts) as answer:
+            body: Answer = json.loads(answer.read())
         return body
 
+    @contextmanager
+    def _sent(self, method: str, url: str, **parts: Json) -> Iterator[httpx.Response]:
+        try:
+            with self._http.stream(method, url, **parts) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise _error(answer)
+                yield answer
+        except httpx.TransportError as error:
+            raise StillhouseError(f"no answer from {self._http.base_url}: {error}; does the server run?") from error
 
-def _check(answer: httpx.Response) -> None:
-    if not answer.is_error:
-        return
+
+def _error(answer: httpx.Response) -> StillhouseError:
     try:
-        detail = answer.json()["detail"]
-    except (ValueError, KeyError):
-        detail = answer.text
-    message = f"{answer.status_code}: {detail}"
-    raise UserError(message) if answer.status_code < 500 else StillhouseError(message)
+        problem = answer.json()
+        detail, faults = problem["detail"], problem.get("faults", [])
+    except (ValueError, KeyError, TypeError):
+        detail, faults = answer.text, []
+    message = "\n  ".join((f"{answer.status_code}: {detail}", *faults))
+    return UserError(message) if answer.status_code < 500 else StillhouseError(message)

@@ -2,43 +2,95 @@
 
 from __future__ import annotations
 
-import structlog
+import traceback
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import DatasetError, NotFoundError, UserError
 
-log = structlog.get_logger(__name__)
+MEDIA_TYPE = "application/problem+json"
+EXAMPLES: Mapping[int, tuple[str, str]] = {
+    404: ("NotFound", "no such job: 'job_0123456789ab'; ids are given when it is made, and listed by kind"),
+    413: ("Too large", "a request's body may have at most 4294967296 bytes; STILLHOUSE_MAX_UPLOAD_BYTES says how many"),
+    422: ("Budget", "min_accuracy must lie between 0 and 1 (0.9 means 90 %), but got 90.0"),
+    503: ("Service Unavailable", "no worker has published its catalogue yet; start the controller once"),
+}
+
+
+class Problem(BaseModel):
+    """A problem document."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str
+    faults: list[str] | None = None
 
 
 def problem(request: Request, status: int, title: str, detail: str, **more: Json) -> JSONResponse:
     """One problem document."""
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "instance": request.url.path}
-    return JSONResponse({**body, **more}, status_code=status, media_type="application/problem+json")
+    body = Problem(title=_clean(title), status=status, detail=_clean(detail), instance=_clean(request.url.path), **more)
+    return JSONResponse(body.model_dump(exclude_none=True), status_code=status, media_type=MEDIA_TYPE)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route's OpenAPI entry says about these errors, each with an example."""
+    schema = Problem.model_json_schema()
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        title, detail = EXAMPLES[status]
+        example = {"type": "about:blank", "title": title, "status": status, "detail": detail, "instance": "/jobs"}
+        found[status] = {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema, "example": example}},
+        }
+    return found
+
+
+def explain(errors: list[Any]) -> str:
+    """What pydantic complains about, each complaint headed by the field's name."""
+    places = ((".".join(str(step) for step in entry["loc"]) or "body", entry["msg"]) for entry in errors)
+    return "; ".join(f"{place}: {message.removeprefix('Value error, ')}" for place, message in places)
+
+
+def traced(error: BaseException) -> str:
+    """The traceback as plain text: without the values of variables, which may be secret."""
+    return "".join(traceback.format_exception(error))
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Maps our errors, the framework's and unexpected ones."""
+    """Maps our errors and the framework's; what nobody expected is the guard's."""
 
     @app.exception_handler(UserError)
     def user_error(request: Request, error: UserError) -> JSONResponse:
         status = 404 if isinstance(error, NotFoundError) else 422
-        more = {"faults": list(error.faults)} if isinstance(error, DatasetError) else {}
+        more = {"faults": [_clean(fault) for fault in error.faults]} if isinstance(error, DatasetError) else {}
         return problem(request, status, type(error).__name__.removesuffix("Error"), str(error), **more)
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        parts = [f"{'.'.join(str(step) for step in entry['loc'])}: {entry['msg']}" for entry in error.errors()]
-        return problem(request, 422, "Malformed request", "; ".join(parts))
+        return problem(request, 422, "Malformed request", explain(list(error.errors())))
 
     @app.exception_handler(HTTPException)
-    def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(request, error.status_code, "HTTP error", str(error.detail))
+    def http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code in (204, 304):
+            return Response(status_code=error.status_code, headers=error.headers)
+        answer = problem(request, error.status_code, HTTPStatus(error.status_code).phrase, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
 
-    @app.exception_handler(Exception)
-    def unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("unexpected error", path=request.url.path, exc_info=error)
-        return problem(request, 500, "Internal error", "this is a fault of ours; the server's log has the details")
+
+def _clean(text: str) -> str:
+    """The text without lone surrogates, which UTF-8 cannot carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -6,16 +6,23 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import time
 import typing
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from stillhouse.search.domain import Budget, Json
 from stillhouse.search.job import DatasetRecord, JobRecord, JobSpec, StageRecord, TrialRecord
 
 STRICT = ConfigDict(extra="forbid")
+LEAST_TRIALS_FOR_ETA = 0.2
+MOST = 2**63
+UNFIT = re.compile("[\0\ud800-\udfff]")
+"""Characters that JSON can write and no database keeps."""
 _HINTS = typing.get_type_hints(JobSpec)
 _FIELDS: dict[str, Any] = {
     field.name: (
@@ -67,6 +74,16 @@ class JobRequest(BaseModel):
     ] = {}
     search: Search = Field(default_factory=Search)  # type: ignore[valid-type]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_kept(cls, data: Json) -> Json:
+        for leaf in _leaves(data):
+            if isinstance(leaf, str) and UNFIT.search(leaf):
+                raise ValueError(f"texts must have no NUL and no lone surrogates, but got {leaf[:80]!r}")
+            if isinstance(leaf, int) and abs(leaf) >= MOST:
+                raise ValueError("whole numbers must lie below 2**63 in size; leave a limit out for no limit")
+        return data
+
     def to_spec(self) -> JobSpec:
         """The job's spec; raises UserError for what the schema cannot say."""
         search = {name: getattr(self.search, name) for name in _FIELDS}
@@ -86,22 +103,55 @@ def dataset_json(record: DatasetRecord) -> dict[str, Json]:
     }
 
 
-def job_json(job: JobRecord, trials: list[TrialRecord], stages: Mapping[str, StageRecord]) -> dict[str, Json]:
+def job_json(
+    job: JobRecord, trials: list[TrialRecord], stages: Mapping[str, StageRecord], *, dataset_name: str
+) -> dict[str, Json]:
     """A job with its trials and how far each is."""
-    ended = sum(trial.state in ("done", "failed") for trial in trials)
+    counts = Counter(trial.state for trial in trials)
     return {
         "id": job.id,
         "state": job.state,
         "reason": job.reason,
+        "dataset_name": dataset_name,
         "spec": job.spec.to_json(),
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
-        "trials_ended": ended,
+        "eta_s": eta_s(job, trials, stages, now=time.time()),
+        "counts": dict(counts),
+        "trials_ended": counts["done"] + counts["failed"],
         "trials_wanted": job.spec.trials,
         "best_accuracy": max((t.accuracy for t in trials if t.accuracy is not None), default=None),
         "trials": [_trial_json(trial, stages) for trial in trials],
     }
+
+
+def eta_s(job: JobRecord, trials: list[TrialRecord], stages: Mapping[str, StageRecord], *, now: float) -> float | None:
+    """Seconds that a running job still needs if it goes on as it went; None while that cannot be told.
+
+    A trial counts by the share of its stages that are done, a running stage by its own progress. The first trial
+    also makes the teacher that all share, so the figure tends to be too high at first.
+    """
+    if job.state != "running" or job.started_at is None:
+        return None
+    passed = sum(_share(trial, stages) for trial in trials)
+    if passed < LEAST_TRIALS_FOR_ETA:
+        return None
+    return max(0.0, (now - job.started_at) * (job.spec.trials - passed) / passed)
+
+
+def _share(trial: TrialRecord, stages: Mapping[str, StageRecord]) -> float:
+    if trial.state in ("done", "failed"):
+        return 1.0
+    if trial.state != "training" or not trial.stages:
+        return 0.0
+    known = [stages[key] for key in trial.stages if key in stages]
+    return sum(1.0 if stage.state == "done" else _progress(stage) for stage in known) / len(trial.stages)
+
+
+def _progress(stage: StageRecord) -> float:
+    done, total = stage.progress.get("done"), stage.progress.get("total")
+    return min(1.0, done / total) if stage.state == "running" and done and total else 0.0
 
 
 def _trial_json(trial: TrialRecord, stages: Mapping[str, StageRecord]) -> dict[str, Json]:
@@ -118,3 +168,16 @@ def _trial_json(trial: TrialRecord, stages: Mapping[str, StageRecord]) -> dict[s
         "stages": len(trial.stages),
         "running": None if running is None else {"kind": str(running.plan.kind), "progress": dict(running.progress)},
     }
+
+
+def _leaves(value: Json) -> Iterator[Json]:
+    """Names and values of a JSON value that hold no others."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield name
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
 
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import StillhouseError
 from stillhouse.search.ports import ArtifactStore, Ledger
 from stillhouse.service.settings import Settings
 
@@ -23,10 +23,10 @@ class Context:
     settings: Settings
 
     def catalogue(self) -> Mapping[str, Json]:
-        """What the workers published."""
+        """What the workers published; 503 before they have."""
         data = self.ledger.catalogue()
         if data is None:
-            raise StillhouseError("no worker has published its catalogue yet; start the controller once")
+            raise HTTPException(503, "no worker has published its catalogue yet; start the controller once")
         return data
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import DatasetError, UserError
 from stillhouse.search.plan import ingest_plan
 from stillhouse.service.api.context import Context, Ctx
 from stillhouse.service.digest import source_digest
+from stillhouse.service.problems import documented, explain
 from stillhouse.service.schemas import DatasetRequest, dataset_json
+from stillhouse.service.upload import receive_zip
 
 router = APIRouter(tags=["datasets"])
 BUILTIN = ("textures",)
-CHUNK = 1 << 20
 BODY = {
     "requestBody": {
         "required": True,
@@ -45,25 +43,20 @@ BODY = {
 }
 
 
-@router.post("/datasets", status_code=202, openapi_extra=BODY)
+@router.post("/datasets", status_code=202, openapi_extra=BODY, responses=documented(413, 422, 503))
 async def create_dataset(request: Request, ctx: Ctx) -> dict[str, Json]:
     """Takes a data set; it is read in the background. The same pictures give the same data set."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        async with request.form() as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise DatasetError("the form must have a part 'file' with an ImageFolder zip, but has none")
-            name = form.get("name") or file.filename or "upload.zip"
-            skip = str(form.get("skip_faults", "")).lower() in ("1", "true", "yes", "on")
-            return await run_in_threadpool(_uploaded, ctx, file, str(name), skip)
+        upload = await receive_zip(request, ctx.settings.uploads)
+        skip = upload.fields.get("skip_faults", "").lower() in ("1", "true", "yes", "on")
+        return await run_in_threadpool(_add, ctx, upload.name, str(upload.path), upload.digest, skip)
     if kind != "application/json":
         raise DatasetError(f"send a zip as multipart/form-data or a JSON body, but the content type is {kind!r}")
     try:
         wanted = DatasetRequest.model_validate_json(await request.body())
     except ValidationError as error:
-        parts = [f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()]
-        raise DatasetError("; ".join(parts)) from None
+        raise DatasetError(explain(error.errors())) from None
     return await run_in_threadpool(_named, ctx, wanted)
 
 
@@ -73,28 +66,10 @@ def list_datasets(ctx: Ctx) -> list[dict[str, Json]]:
     return [dataset_json(record) for record in ctx.ledger.datasets()]
 
 
-@router.get("/datasets/{dataset_id}")
+@router.get("/datasets/{dataset_id}", responses=documented(404, 422))
 def get_dataset(dataset_id: str, ctx: Ctx) -> dict[str, Json]:
     """One data set: state, faults, class histogram, size statistics, bytes-per-picture curve."""
     return dataset_json(ctx.ledger.dataset(dataset_id))
-
-
-def _uploaded(ctx: Context, file: UploadFile, name: str, skip_faults: bool) -> dict[str, Json]:
-    folder = ctx.settings.uploads
-    folder.mkdir(parents=True, exist_ok=True)
-    digest, fresh = hashlib.sha256(), folder / f"{os.urandom(8).hex()}.tmp"
-    try:
-        with fresh.open("wb") as handle:
-            while chunk := file.file.read(CHUNK):
-                digest.update(chunk)
-                handle.write(chunk)
-            handle.flush()
-            os.fsync(handle.fileno())
-        kept = folder / f"{digest.hexdigest()}.zip"
-        fresh.replace(kept)
-    finally:
-        fresh.unlink(missing_ok=True)
-    return _add(ctx, name, str(kept), digest.hexdigest(), skip_faults)
 
 
 def _named(ctx: Context, wanted: DatasetRequest) -> dict[str, Json]:
@@ -112,9 +87,13 @@ def _allowed(ctx: Context, text: str) -> Path:
     root = ctx.settings.allowed_folder
     if root is None:
         raise UserError("this server reads no folders; upload a zip, or set STILLHOUSE_ALLOWED_FOLDER on the server")
-    path = (root / text).resolve()
-    if not path.is_relative_to(root.resolve()) or not path.exists():
-        raise DatasetError(f"no data set {text!r} under the folder that this server allows")
+    try:
+        path = (root / text).resolve()
+        found = path.is_relative_to(root.resolve()) and path.exists()
+    except (OSError, ValueError):  # too long for the file system, or with a NUL
+        found = False
+    if not found:
+        raise DatasetError(f"no data set {text[:200]!r} under the folder that this server allows")
     return path
 
 

@@ -10,17 +10,18 @@ from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.check import check_request
 from stillhouse.search.domain import Deployment, Json
 from stillhouse.search.errors import ConflictError, NotFoundError
-from stillhouse.search.job import JobRecord
+from stillhouse.search.job import JobRecord, StageRecord, TrialRecord
 from stillhouse.search.pareto import deployment_front
 from stillhouse.search.space import Space
 from stillhouse.service.api.context import Context, Ctx
+from stillhouse.service.problems import documented
 from stillhouse.service.report import front_entry, model_file_name
 from stillhouse.service.schemas import JobRequest, job_json
 
 router = APIRouter(tags=["jobs"])
 
 
-@router.post("/jobs", status_code=202)
+@router.post("/jobs", status_code=202, responses=documented(404, 422, 503))
 def create_job(
     body: JobRequest, ctx: Ctx, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
 ) -> dict[str, Json]:
@@ -41,17 +42,22 @@ def create_job(
 @router.get("/jobs")
 def list_jobs(ctx: Ctx) -> list[dict[str, Json]]:
     """All jobs, newest first, without their trials."""
-    shown = [_shown(ctx, job) for job in reversed(ctx.ledger.jobs())]
+    names = {dataset.id: dataset.name for dataset in ctx.ledger.datasets()}
+    shown = []
+    for job in reversed(ctx.ledger.jobs()):
+        trials = ctx.ledger.trials(job.id)
+        stages = _stages(ctx, trials) if job.state == "running" else {}  # no other has progress to tell
+        shown.append(job_json(job, trials, stages, dataset_name=names[job.spec.dataset]))
     return [{name: value for name, value in job.items() if name != "trials"} for job in shown]
 
 
-@router.get("/jobs/{job_id}")
+@router.get("/jobs/{job_id}", responses=documented(404, 422))
 def get_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
     """One job: state, reason, and each trial with its candidate, costs and progress."""
     return _shown(ctx, ctx.ledger.job(job_id))
 
 
-@router.post("/jobs/{job_id}/cancel")
+@router.post("/jobs/{job_id}/cancel", responses=documented(404, 422))
 def cancel_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
     """Stops a job; what it finished stays."""
     if not ctx.ledger.move_job(job_id, expect=("queued", "running"), to="cancelled"):
@@ -61,7 +67,7 @@ def cancel_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
     return _shown(ctx, ctx.ledger.job(job_id))
 
 
-@router.get("/jobs/{job_id}/pareto")
+@router.get("/jobs/{job_id}/pareto", responses=documented(404, 422))
 def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
     """The front: models that no other of the job beats on validation accuracy and on every chosen cost at once.
 
@@ -87,5 +93,9 @@ def _entry(deployment: Deployment) -> dict[str, Json]:
 
 def _shown(ctx: Context, job: JobRecord) -> dict[str, Json]:
     trials = ctx.ledger.trials(job.id)
-    stages = ctx.ledger.stages({key for trial in trials for key in trial.stages})
-    return job_json(job, trials, stages) | {"dataset_name": ctx.ledger.dataset(job.spec.dataset).name}
+    name = ctx.ledger.dataset(job.spec.dataset).name
+    return job_json(job, trials, _stages(ctx, trials), dataset_name=name)
+
+
+def _stages(ctx: Context, trials: list[TrialRecord]) -> dict[str, StageRecord]:
+    return ctx.ledger.stages({key for trial in trials for key in trial.stages})

@@ -11,6 +11,7 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from stillhouse import __version__
+from stillhouse.search.errors import NotFoundError
 from stillhouse.service.api.context import Ctx
 
 HERE = Path(__file__).parent
@@ -27,7 +28,10 @@ def index(request: Request) -> HTMLResponse:
 @router.get("/ui/jobs/{job_id}", response_class=HTMLResponse)
 def job_page(job_id: str, request: Request, ctx: Ctx) -> HTMLResponse:
     """One job: its trials and its front."""
-    job = ctx.ledger.job(job_id)
+    try:
+        job = ctx.ledger.job(job_id)
+    except NotFoundError:
+        return templates.TemplateResponse(request, "missing.html", {"version": __version__}, status_code=404)
     context = {"version": __version__, "job": job, "dataset": ctx.ledger.dataset(job.spec.dataset)}
     return templates.TemplateResponse(request, "job.html", context)
 

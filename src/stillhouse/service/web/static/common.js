@@ -11,6 +11,13 @@ export async function get(url) {
   return answer.json();
 }
 
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
 export function cell(row, text, { number = false, wrap = false } = {}) {
   const td = row.insertCell();
   if (text instanceof Node) td.append(text);
@@ -38,5 +45,5 @@ export function budget(limits) {
     const [unit, label] = UNITS[name] ?? [1, name];
     return `≤ ${+(value / unit).toPrecision(3)} ${label}`;
   });
-  return parts.join(", ") || "no limit";
+  return parts.map((part) => part.replaceAll(" ", "\u00a0")).join(", ") || "no limit";
 }

@@ -1,4 +1,4 @@
-import { budget, cell, element, fixed, get, percent, side, state } from "./common.js";
+import { budget, cell, duration, element, fixed, get, percent, side, state } from "./common.js";
 
 const status = document.getElementById("state");
 const id = status.dataset.job;
@@ -31,7 +31,10 @@ function trace(entries, name, colour, size) {
 
 function draw() {
   const any = front.front.length + front.others.length > 0;
-  document.getElementById("no-front").hidden = any;
+  const none = document.getElementById("no-front");
+  none.hidden = any;
+  none.textContent = ["queued", "running"].includes(front.state)
+    ? "No trained model yet: points appear as trials end." : "The job ended without a trained model.";
   plot.hidden = !any;
   const now = JSON.stringify([axis.value, front]);
   if (!any || now === drawn) return;
@@ -40,7 +43,7 @@ function draw() {
   const line = getComputedStyle(document.documentElement).getPropertyValue("--line").trim();
   const accent = getComputedStyle(document.documentElement).getPropertyValue("--accent").trim();
   const split = front.state === "done" ? "test" : "validation";
-  Plotly.react(plot, [trace(front.others, "dominated (validation)", "#8c979e", 8), trace(front.front, "front", accent, 12)], {
+  Plotly.react(plot, [trace(front.others, "other models (validation)", "#8c979e", 8), trace(front.front, "front", accent, 12)], {
     margin: { l: 56, r: 16, t: 8, b: 48 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
     font: { color: ink, family: "system-ui, sans-serif" }, legend: { orientation: "h", y: 1.08 }, hovermode: "closest",
     xaxis: { title: { text: AXES[axis.value][1] }, gridcolor: line, rangemode: "tozero" },
@@ -98,6 +101,8 @@ function list(job) {
   fact(facts, "Method", `${job.spec.method}, teacher ${job.spec.teacher} at ${job.spec.teacher_size} px`);
   fact(facts, "Trials", `${job.trials_ended} of ${job.trials_wanted}`);
   fact(facts, "Best on validation", percent(job.best_accuracy));
+  if (job.state === "running") fact(facts, "Left, about", duration(job.eta_s));
+  else if (job.started_at && job.finished_at) fact(facts, "Took", duration(job.finished_at - job.started_at));
   const body = document.getElementById("trials").tBodies[0];
   body.replaceChildren();
   for (const trial of job.trials) {

@@ -1,0 +1,87 @@
+"""What every request and answer passes: who may ask, and the headers that tell browsers what they may do.
+
+A page of another site must not make a browser act here. Two checks see to it: the ``Host`` must be a name of
+this machine while the server listens on loopback (against DNS rebinding), and a request that changes something
+must not come from another site's page (browsers say so in ``Sec-Fetch-Site``; other clients do not send it).
+"""
+
+from __future__ import annotations
+
+import re
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stillhouse.service.problems import problem, traced
+
+log = structlog.get_logger(__name__)
+
+SECURITY_HEADERS = {
+    # plotly.js writes style attributes and draws its download picture from a blob; scripts come from here alone.
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<name>[^\[\]:]+))(?::\d+)?")
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Guard:
+    """Refuses what must not be asked, adds the security headers, and turns an unexpected error into a problem.
+
+    Args:
+        app: The application behind it.
+        hosts: Names that ``Host`` may give; None takes any.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: frozenset[str] | None) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on what may pass."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request, started = Request(scope), False
+
+        async def secured(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        refusal = self._refusal(request)
+        if refusal is not None:
+            await problem(request, *refusal)(scope, receive, secured)
+            return
+        try:
+            await self._app(scope, receive, secured)
+        except ClientDisconnect:
+            log.info("client went away", path=request.url.path)
+        except Exception as error:
+            if started:
+                raise
+            log.error("unexpected error", path=request.url.path, traceback=traced(error))
+            detail = "this is a fault of ours; the server's log has the details"
+            await problem(request, 500, "Internal error", detail)(scope, receive, secured)
+
+    def _refusal(self, request: Request) -> tuple[int, str, str] | None:
+        if self._hosts is not None:
+            match = _HOST.fullmatch(request.headers.get("host", ""))
+            host = (match["v6"] or match["name"]).lower() if match else None
+            if host not in self._hosts:
+                known = ", ".join(sorted(self._hosts))
+                return 400, "Unknown host", f"this server answers to {known} only; use one of these in the address"
+        if "\0" in request.scope["path"]:  # no database takes it as a text to look for
+            return 404, "Not Found", "no address here has a NUL"
+        site = request.headers.get("sec-fetch-site", "none")
+        if request.method not in _SAFE and site not in ("same-origin", "none"):
+            return 403, "Cross-site request", "a page of another site may not change anything here"
+        return None
