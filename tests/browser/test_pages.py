@@ -166,6 +166,12 @@ def test_the_page_fits_a_phone(browser: webdriver.Chrome, site: tuple[str, str, 
         browser.get(f"{base}/ui/jobs/{done}")
         wait(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#plot .scatterlayer .point"))
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
+        link = browser.find_element(By.CSS_SELECTOR, "#front tbody a")
+        assert link.rect["x"] + link.rect["width"] <= 400, "no table hides its downloads beyond the edge"
+        assert "M MACs" in browser.execute_script(
+            "return [...document.querySelectorAll('#front td')].map((td) => getComputedStyle(td, '::before').content)"
+            ".join()"
+        )
         picture(browser, "phone")
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

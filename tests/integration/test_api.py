@@ -440,9 +440,21 @@ def test_the_client_keeps_no_file_that_came_wrong(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*mine*"))
 
 
-def test_the_client_says_when_no_server_answers() -> None:
-    with Client("http://127.0.0.1:9") as client, pytest.raises(StillhouseError, match="does the server run"):
+@pytest.mark.parametrize(
+    ("status", "content", "kind", "expected"),
+    [
+        (422, b'{"detail": "2 faults", "faults": ["a.jpg: text", "b.jpg: empty"]}', UserError, "a.jpg: text\n  b.jpg"),
+        (502, b"<html>bad gateway", StillhouseError, "502: <html>"),
+        (500, b"[]", StillhouseError, "500"),
+    ],
+)
+def test_the_client_tells_what_the_server_said(
+    status: int, content: bytes, kind: type[StillhouseError], expected: str
+) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, content=content))
+    with Client("http://127.0.0.1", transport=transport) as client, pytest.raises(kind, match=expected) as caught:
         client.job("any")
+    assert type(caught.value) is kind
 
 
 def test_the_api_starts_without_torch() -> None:

@@ -23,6 +23,9 @@ Answer = dict[str, Json]
 class Client:
     """Talks to a Stillhouse server.
 
+    Every call raises UserError for a request that the server refuses (its message says why), StillhouseError when
+    the server fails, and ``httpx.TransportError`` when none answers.
+
     Args:
         base_url: Such as ``http://127.0.0.1:8000``.
         transport: For tests: answers in place of the network.
@@ -139,14 +142,11 @@ class Client:
 
     @contextmanager
     def _sent(self, method: str, url: str, **parts: Json) -> Iterator[httpx.Response]:
-        try:
-            with self._http.stream(method, url, **parts) as answer:
-                if answer.is_error:
-                    answer.read()
-                    raise _error(answer)
-                yield answer
-        except httpx.TransportError as error:
-            raise StillhouseError(f"no answer from {self._http.base_url}: {error}; does the server run?") from error
+        with self._http.stream(method, url, **parts) as answer:
+            if answer.is_error:
+                answer.read()
+                raise _error(answer)
+            yield answer
 
 
 def _error(answer: httpx.Response) -> StillhouseError:

@@ -54,7 +54,7 @@ def run_job(platform: Platform, data: str, spec: JobSpec, *, out: Path, skip_fau
     check_request(platform.ledger.catalogue() or {}, spec)
     plan = _ingest(platform, data, skip_faults)
     with platform.controller() as controller:
-        dataset = platform.ledger.add_dataset(data, plan)
+        dataset = platform.ledger.add_dataset(Path(data).name, plan)
         _drive(controller, watcher.dataset, lambda: platform.ledger.dataset(dataset.id).state != "pending", dataset.id)
         dataset = platform.ledger.dataset(dataset.id)
         if dataset.state == "failed":

@@ -20,6 +20,8 @@ export function duration(seconds) {
 
 export function cell(row, text, { number = false, wrap = false } = {}) {
   const td = row.insertCell();
+  const heading = row.closest("table").tHead.rows[0].cells[td.cellIndex];
+  td.dataset.label = heading.textContent;  // shown on narrow screens, where a row is a card
   if (text instanceof Node) td.append(text);
   else td.textContent = text;
   if (number) td.classList.add("number");

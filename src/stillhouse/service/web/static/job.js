@@ -67,6 +67,7 @@ function listFront() {
     cell(row, entry.stem);
     cell(row, `${percent(entry.accuracy)} (${fixed(100 * entry.accuracy_low, 1)}–${fixed(100 * entry.accuracy_high, 1)})`,
       { number: true });
+    cell(row, percent(entry.accuracy_coded), { number: true });
     cell(row, fixed(entry.macs / 1e6, 1), { number: true });
     cell(row, fixed(entry.image_bytes, 0), { number: true });
     cell(row, `${fixed(entry.latency_ms, 2)} (${fixed(entry.latency_p95_ms, 2)})`, { number: true });
