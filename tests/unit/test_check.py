@@ -9,6 +9,7 @@ from stillhouse.search.errors import UnknownNameError, UserError
 from stillhouse.search.job import JobSpec
 
 CATALOGUE = {
+    "tasks": ["classification"],
     "names": ["resnet18", "lcnet_050"],
     "image_sizes": ["32x32"],
     "archs": {
@@ -43,6 +44,7 @@ def test_a_good_request_passes() -> None:
     [
         ({"teacher": "resnet19"}, "unknown .*'resnet19'; did you mean resnet18"),
         ({"archs": ("lcnet_051",)}, "unknown .*'lcnet_051'; did you mean lcnet_050"),
+        ({"task": "classify"}, "unknown task 'classify'; did you mean classification"),
         ({"method": "pixels"}, "unknown method 'pixels'; did you mean pixel"),
         ({"knobs": {"gama": 1.0}}, "unknown knob of method pixel 'gama'; did you mean gamma"),
     ],

@@ -15,13 +15,15 @@ def check_request(catalogue: Mapping[str, Json], spec: JobSpec) -> None:
     """Checks every name and knob of a job against what the workers published.
 
     Raises:
-        UnknownNameError: A teacher, architecture, method or knob that no worker knows.
+        UnknownNameError: A teacher, architecture, task, method or knob that no worker knows.
         UserError: A knob of the wrong type or out of its range.
     """
     known = Catalogue.from_json(catalogue)
     known.check_teacher(spec.teacher)
     for arch in spec.archs:
         known.check_arch(arch)
+    if spec.task not in catalogue.get("tasks", (spec.task,)):
+        raise UnknownNameError.among("task", spec.task, catalogue["tasks"])
     method_needs(catalogue, spec.method)
     knobs = {knob["name"]: knob for knob in catalogue["methods"][spec.method]["knobs"]}
     for name, value in spec.knobs.items():

@@ -152,7 +152,7 @@ def _limit(name: str, value: Json) -> Json:
         return Size.parse(value)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BudgetError(f"{name} must be a number, but got {value!r}") from None
     if name in _WHOLE and math.isfinite(number):
         whole = math.floor(number)

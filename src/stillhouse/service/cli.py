@@ -201,7 +201,7 @@ def _serve(platform: Platform) -> None:
     settings = platform.settings
     application = create_app(platform.ledger, platform.store, settings)
     Console().print(f"Stillhouse {__version__} on http://{settings.host}:{settings.port}/ (home {settings.home})")
-    uvicorn.run(application, host=settings.host, port=settings.port, log_level="warning")
+    uvicorn.run(application, host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=3)
 
 
 @stage_app.command("run")

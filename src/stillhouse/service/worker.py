@@ -24,7 +24,7 @@ from torch import nn
 
 from stillhouse.distill import catalogue as distill_catalogue
 from stillhouse.distill import stage as distill_stage
-from stillhouse.distill import zoo
+from stillhouse.distill import tasks, zoo
 from stillhouse.distill.data.store import PictureStore
 from stillhouse.distill.methods import registry
 from stillhouse.distill.stage import InputFiles
@@ -214,7 +214,13 @@ def catalogue() -> dict[str, Json]:
         for name, method in registry().items()
     }
     code = {**distill_catalogue.code_digests(), **export_stage.code_digests()}
-    return {**static, "methods": methods, "code": code, "weights": zoo.weights_offered()}
+    return {
+        **static,
+        "tasks": sorted(tasks.registry()),
+        "methods": methods,
+        "code": code,
+        "weights": zoo.weights_offered(),
+    }
 
 
 if __name__ == "__main__":
