@@ -1,6 +1,4 @@
-"""Each loss recomputed longhand, with loops and plain numpy, across dtypes."""
-
-import math
+"""Each loss on maps recomputed longhand, with loops and plain numpy, across dtypes."""
 
 import numpy as np
 import pytest
@@ -9,19 +7,18 @@ from torch import nn
 
 from stillhouse.distill.decoder import Decoder
 from stillhouse.distill.losses.attention import upsample_attention, upsampled_attention_mse
+from stillhouse.distill.losses.attention_transfer import attention_transfer
 from stillhouse.distill.losses.features import upsampled_mse
 from stillhouse.distill.losses.isrd import isrd
-from stillhouse.distill.losses.logits import distillation_kl
 from stillhouse.search.domain import Size
 
 DTYPES = [torch.float32, torch.float64]
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 
-def softmax(row: list[float]) -> list[float]:
-    top = max(row)
-    powers = [math.exp(value - top) for value in row]
-    return [power / sum(powers) for power in powers]
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 def bilinear(grid: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -39,20 +36,6 @@ def bilinear(grid: np.ndarray, height: int, width: int) -> np.ndarray:
             below = grid[bottom, left] * (1 - dx) + grid[bottom, right] * dx
             out[i, j] = above * (1 - dy) + below * dy
     return out
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_distillation_kl(dtype: torch.dtype, temperature: float) -> None:
-    student, teacher = torch.randn(5, 7, dtype=dtype) * 3, torch.randn(5, 7, dtype=dtype) * 3
-    expected = 0.0
-    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
-        p = softmax([value / temperature for value in t])
-        q = softmax([value / temperature for value in s])
-        expected += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
-    expected *= temperature**2 / 5
-    assert float(distillation_kl(student, teacher, temperature)) == pytest.approx(expected, rel=TOLERANCE[dtype] * 10)
-    assert float(distillation_kl(teacher, teacher, temperature)) == pytest.approx(0, abs=TOLERANCE[dtype] * 100)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -74,6 +57,40 @@ def test_upsampled_mse(dtype: torch.dtype) -> None:
     assert float(upsampled_mse(student, assistant)) == pytest.approx(total / (2 * 3 * 30), rel=TOLERANCE[dtype] * 5)
     with pytest.raises(ValueError, match="batch and channels must agree"):
         upsampled_mse(student[:, :2], assistant)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_hint_is_the_upsampled_mse_of_the_regressed_level(dtype: torch.dtype) -> None:
+    regressor = nn.Conv2d(4, 3, kernel_size=1).to(dtype)
+    student, teacher = torch.randn(2, 4, 3, 2, dtype=dtype), torch.randn(2, 3, 6, 5, dtype=dtype)
+    kernel, bias = regressor.weight.detach().numpy()[:, :, 0, 0], regressor.bias.detach().numpy()
+    total = 0.0
+    for n in range(2):
+        for c in range(3):
+            own = sum(kernel[c, k] * student[n, k].numpy() for k in range(4)) + bias[c]
+            total += float(((bilinear(own, 6, 5) - teacher[n, c].numpy()) ** 2).sum())
+    with torch.no_grad():
+        found = float(upsampled_mse(regressor(student), teacher))
+    assert found == pytest.approx(total / (2 * 3 * 30), rel=TOLERANCE[dtype] * 5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("grid", [(6, 5), (3, 2)])
+def test_attention_transfer(dtype: torch.dtype, grid: tuple[int, int]) -> None:
+    student, teacher = torch.randn(2, 4, 3, 2, dtype=dtype), torch.randn(2, 7, *grid, dtype=dtype)
+    expected = 0.0
+    for n in range(2):
+        maps = []
+        for features in (student[n], teacher[n]):
+            energy = sum(features[c].numpy().astype(np.float64) ** 2 for c in range(len(features)))
+            flat = (bilinear(energy, *grid) if energy.shape != grid else energy).reshape(-1)
+            maps.append(flat / sum(value**2 for value in flat) ** 0.5)
+        expected += sum((s - t) ** 2 for s, t in zip(*maps, strict=True)) / 2
+    assert float(attention_transfer(student, teacher)) == pytest.approx(expected, rel=TOLERANCE[dtype] * 10)
+    scaled = float(attention_transfer(3 * student, teacher))
+    assert scaled == pytest.approx(expected, rel=TOLERANCE[dtype] * 10), "maps have length 1: scale is nothing"
+    assert float(attention_transfer(teacher, teacher[:, :4])) > 0
+    assert float(attention_transfer(teacher, -teacher)) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -66,6 +66,12 @@ def test_a_view_stays_what_it_is() -> None:
     # Cached teacher outputs belong to these crops: other numbers here make every cache wrong without a word.
     batch = Views("digest", 7).draw(np.array([0, 1, 99]), 2)
     np.testing.assert_allclose(batch.top, GOLDEN_TOP, rtol=1e-12)
+    mixed = Views("digest", 7, ViewPolicy(mixup=0.8), 100).draw(np.array([0, 1, 99]), 2)
+    assert mixed.partner is not None
+    assert mixed.quality is not None
+    assert mixed.partner.tolist() == [4, 77, 40]
+    np.testing.assert_allclose(mixed.own, [1.0, 1.0, 0.5011256], rtol=1e-6)  # type: ignore[arg-type]
+    np.testing.assert_allclose(mixed.quality[0], [0.935998, 0.268592, 0.932358], atol=1e-6)
 
 
 GOLDEN_TOP = [0.14167897117581402, 0.026003287223480113, 0.08577976973352018]
@@ -130,8 +136,99 @@ def test_wrong_pictures_are_refused() -> None:
         render(pictures(2).float(), still(2), Size(8, 8))
 
 
+MIXUPS = pytest.mark.parametrize("mixup", [0.1, 0.5, 1.0])
+
+
+def mixing(mixup: float, count: int = 50) -> Views:
+    return Views("digest", 0, ViewPolicy(mixup=mixup), count)
+
+
+@MIXUPS
+def test_mixtures_keep_the_policy(mixup: float) -> None:
+    indices = np.arange(20_000)
+    batch = mixing(mixup, len(indices)).draw(indices, 1)
+    assert batch.partner is not None
+    assert batch.own is not None
+    assert (batch.partner != indices).all(), "a picture is not mixed with itself"
+    assert 0 <= batch.partner.min() <= batch.partner.max() < len(indices)
+    assert batch.own.dtype == np.float32
+    assert batch.own.min() >= 0.5
+    assert batch.own.max() <= 1
+    mixed = batch.own < 1
+    assert mixed.mean() == pytest.approx(mixup, abs=0.01)
+    parts = batch.own[mixed]
+    assert parts.mean() == pytest.approx(0.75, abs=0.01)
+    assert np.histogram(parts, bins=5, range=(0.5, 1.0))[0].min() > 0.9 * len(parts) / 5, "uniform"
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_every_other_picture_can_be_the_partner(count: int) -> None:
+    views = mixing(1.0, count)
+    found = {(i, int(j)) for view in range(300) for i, j in enumerate(_partners(views, np.arange(count), view))}
+    assert found == {(i, j) for i in range(count) for j in range(count) if i != j}
+
+
+def _partners(views: Views, indices: np.ndarray, view: int) -> np.ndarray:
+    drawn = views.draw(indices, view)
+    assert drawn.partner is not None
+    return drawn.partner
+
+
+@MIXUPS
+def test_mixup_changes_no_other_draw(mixup: float) -> None:
+    plain, mixed = (views.draw(np.arange(50), 2) for views in (Views("digest", 0), mixing(mixup)))
+    assert (plain.partner, plain.own) == (None, None)
+    for name in ("top", "left", "height", "width", "flip", "brightness", "contrast"):
+        assert np.array_equal(getattr(plain, name), getattr(mixed, name))
+    assert plain.quality is not None
+    assert mixed.quality is not None
+    assert all(np.array_equal(a, b) for a, b in zip(plain.quality, mixed.quality, strict=True))
+
+
+def test_a_larger_mixup_mixes_the_same_pictures_and_more() -> None:
+    few, many = (mixing(share).draw(np.arange(50), 0) for share in (0.2, 0.6))
+    assert few.own is not None
+    assert many.own is not None
+    assert np.array_equal(few.partner, many.partner)  # type: ignore[arg-type]
+    assert (many.own[few.own < 1] < 1).all()
+    assert (many.own < 1).sum() > (few.own < 1).sum()
+
+
+def test_a_mixture_does_not_depend_on_its_batch() -> None:
+    views, order = mixing(0.5), np.array([31, 4, 4, 0, 49])
+    whole, some = views.draw(np.arange(50), 3), views.draw(order, 3)
+    assert whole.partner is not None
+    assert whole.own is not None
+    assert np.array_equal(some.partner, whole.partner[order])  # type: ignore[arg-type]
+    assert np.array_equal(some.own, whole.own[order])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_mixup_needs_two_pictures(count: int) -> None:
+    with pytest.raises(UserError, match="mixup needs at least 2 pictures"):
+        mixing(0.5, count)
+
+
+def test_what_mixing_and_coding_draw_is_not_correlated_with_the_rest() -> None:
+    batch = mixing(1.0, 20_000).draw(np.arange(20_000), 0)
+    assert batch.quality is not None
+    assert batch.own is not None
+    assert batch.partner is not None
+    step = (batch.partner - np.arange(20_000)) % 20_000
+    series = np.stack([batch.brightness, batch.contrast, batch.flip, *batch.quality, batch.own, step])
+    assert np.abs(np.corrcoef(series) - np.eye(len(series))).max() < 0.03
+
+
 @pytest.mark.parametrize(
-    "changes", [{"scale_min": 0.0}, {"scale_min": 0.9, "scale_max": 0.5}, {"ratio": (2.0, 1.0)}, {"brightness": 1.0}]
+    "changes",
+    [
+        {"mixup": 1.5},
+        {"mixup": -0.1},
+        {"scale_min": 0.0},
+        {"scale_min": 0.9, "scale_max": 0.5},
+        {"ratio": (2.0, 1.0)},
+        {"brightness": 1.0},
+    ],
 )
 def test_policies_that_cannot_be(changes: dict[str, float]) -> None:
     with pytest.raises(UserError, match="must hold"):

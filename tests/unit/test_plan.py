@@ -1,6 +1,7 @@
 """Plans: what is shared, what is not, and what decides a key."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from stillhouse.search.plan import Planner, ingest_plan
 CATALOGUE = {
     "code": {kind.value: f"code-of-{kind.value}" for kind in StageKind},
     "methods": {
-        "tas": {"teacher": True, "assistant": True},
+        "tas": {"teacher": True, "assistant": True, "features": "native"},
+        "adversarial_mmd": {"teacher": True, "assistant": True, "features": ""},
+        "hints": {"teacher": True, "assistant": False, "features": "levels"},
         "pixel": {"teacher": True, "assistant": False},
         "supervised": {"teacher": False, "assistant": False},
     },
@@ -122,3 +125,160 @@ def test_a_plan_survives_json_and_has_the_same_key_in_another_process() -> None:
         [sys.executable, "-c", code], input=json.dumps(plan.to_json()), text=True, capture_output=True, check=True
     )
     assert done.stdout.strip() == plan.key
+
+
+# ------------------------------------------------------------------------------------------ ladder
+
+
+def of(stages: tuple[StagePlan, ...], kind: StageKind) -> list[StagePlan]:
+    return [stage for stage in stages if stage.kind is kind]
+
+
+@pytest.mark.parametrize("ladder", [(), (128,), (160, 128, 96), (160, 128, 96, 80, 64, 48)])
+@pytest.mark.parametrize("method", ["tas", "adversarial_mmd"])
+def test_a_ladder_is_a_chain_of_assistants(ladder: tuple[int, ...], method: str) -> None:
+    stages = planner(ladder=ladder, method=method, knobs={"a": 1.0}).student(SMALL, method)
+    assert kinds(stages) == [
+        "teacher",
+        "targets",
+        "assistant",
+        "targets",
+        *["assistant", "targets"] * len(ladder),
+        "student",
+    ]
+    known = {"dataset-key"}
+    for stage in stages:
+        assert set(stage.inputs.values()) <= known
+        known.add(stage.key)
+    learners = [*of(stages, StageKind.ASSISTANT), stages[-1]]
+    assert [stage.spec["size"] for stage in learners[:-1]] == [f"{side}x{side}" for side in (192, *ladder)]
+    assert (learners[0].spec["method"], learners[0].spec["knobs"]) == ("logits", {})
+    told = of(stages, StageKind.TARGETS)
+    for place, (mentor, learner) in enumerate(itertools.pairwise(learners), start=1):
+        assert learner.spec["method"] == method
+        assert learner.spec["knobs"] == {"a": 1.0}
+        assert learner.spec["large_size"] == mentor.spec["size"], "what it sees large is what its mentor sees"
+        assert learner.inputs["assistant"] == mentor.key
+        assert told[place].inputs["model"] == mentor.key
+        assert told[place].spec["size"] == mentor.spec["size"]
+        assert learner.inputs["targets"] == told[place].key
+
+
+@pytest.mark.parametrize(
+    ("image", "left"),
+    [
+        (Size(32, 32), [160, 96, 48]),
+        (Size(48, 48), [160, 96]),
+        (Size(32, 96), [160]),
+        (Size(100, 32), [160]),
+        (Size(176, 176), []),
+    ],
+)
+def test_rungs_that_are_not_larger_than_the_picture_are_left_out(image: Size, left: list[int]) -> None:
+    candidate = dataclasses.replace(SMALL, image_size=image, network_size=Size(192, 192))
+    stages = planner(ladder=(160, 96, 48)).student(candidate, "tas")
+    sizes = [stage.spec["size"] for stage in of(stages, StageKind.ASSISTANT)]
+    assert sizes == [f"{side}x{side}" for side in (192, *left)]
+    assert stages[-1].spec["large_size"] == sizes[-1]
+
+
+def test_students_of_one_architecture_share_rungs() -> None:
+    larger = dataclasses.replace(SMALL, image_size=Size(48, 48), stem="stock")
+    plans = planner(ladder=(128, 64, 40))
+    first, second = (plans.student(candidate, "tas") for candidate in (SMALL, larger))
+    assert [stage.key for stage in first[:8]] == [stage.key for stage in second[:8]]
+    assert (len(first), len(second)) == (11, 9), "one rung lies between the two sizes"
+    other = plans.student(dataclasses.replace(SMALL, arch="resnet18"), "tas")
+    shared = {stage.key for stage in first} & {stage.key for stage in other}
+    assert shared == {stage.key for stage in first[:2]}, "the teacher and what it told"
+    longer = planner(ladder=(128, 64, 40, 36)).student(SMALL, "tas")
+    assert [stage.key for stage in first[:-1]] == [stage.key for stage in longer[: len(first) - 1]]
+
+
+@pytest.mark.parametrize("method", ["pixel", "hints", "supervised"])
+def test_a_ladder_is_nothing_to_a_method_without_assistants(method: str) -> None:
+    plain, laddered = (planner(ladder=ladder).student(SMALL, method) for ladder in ((), (128, 64)))
+    assert [stage.key for stage in plain] == [stage.key for stage in laddered]
+
+
+# -------------------------------------------------------------------------------- what mentors keep
+
+
+@pytest.mark.parametrize(
+    ("method", "ladder", "kept"),
+    [
+        ("supervised", (), []),
+        ("pixel", (), [""]),
+        ("hints", (), ["levels"]),
+        ("tas", (), ["", "native"]),
+        ("tas", (128, 64), ["", "native", "native", "native"]),
+        ("adversarial_mmd", (128,), ["", "", ""]),
+    ],
+)
+def test_features_are_kept_of_the_mentors_that_they_are_read_from(
+    method: str, ladder: tuple[int, ...], kept: list[str]
+) -> None:
+    stages = planner(ladder=ladder, feature_cache_bytes=7).student(SMALL, method)
+    told = of(stages, StageKind.TARGETS)
+    assert [stage.spec.get("features", "") for stage in told] == kept
+    for stage in told:
+        assert stage.spec.get("feature_bytes") == (7 if "features" in stage.spec else None)
+        assert "features" not in stage.spec or stage.spec["features"], "no need is no entry, so keys are shared"
+    assert all("feature_bytes" not in stage.spec for stage in stages if stage.kind is not StageKind.TARGETS)
+
+
+def test_a_teacher_that_may_have_to_run_is_among_the_inputs() -> None:
+    hinted, plain = (planner().student(SMALL, method) for method in ("hints", "pixel"))
+    assert hinted[-1].inputs["teacher"] == hinted[0].key
+    assert set(plain[-1].inputs) == {"dataset", "targets"}
+    assert hinted[0].key == plain[0].key
+    assert hinted[1].key != plain[1].key
+
+
+# ------------------------------------------------------------------------------- keys, stage by stage
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"mixup": 0.5}, ["teacher"]),
+        ({"ema": 0.9}, ["teacher", "targets"]),
+        ({"codec_share": 0.5}, ["teacher", "targets", "assistant", "targets", "assistant", "targets"]),
+        ({"feature_cache_bytes": 0}, ["teacher", "targets", "assistant"]),
+        ({"knobs": {"gamma": 2.0}}, ["teacher", "targets", "assistant", "targets"]),
+        ({"ladder": (96,)}, ["teacher", "targets", "assistant", "targets"]),
+        ({"schedule": "cosine"}, []),
+        ({"views": 2}, []),
+        ({"compile": True}, ["teacher", "targets", "assistant", "targets", "assistant", "targets", "student"]),
+    ],
+)
+def test_a_change_reaches_the_stages_that_it_concerns_and_those_after(
+    changes: dict[str, object], same: list[str]
+) -> None:
+    plain, changed = (planner(**{"ladder": (128,), **more}).student(SMALL, "tas") for more in ({}, changes))
+    assert kinds(plain) == kinds(changed)
+    equal = [a.key == b.key for a, b in zip(plain, changed, strict=True)]
+    assert equal == [True] * len(same) + [False] * (len(plain) - len(same))
+    assert kinds(plain)[: len(same)] == same
+
+
+@pytest.mark.parametrize("method", ["tas", "pixel", "supervised"])
+def test_how_a_network_learns_is_in_its_plan(method: str) -> None:
+    plans = planner(mixup=0.5, ema=0.9, schedule="cosine", codec_share=0.25, codec="webp", quality=60)
+    stages = plans.student(SMALL, method)
+    student = stages[-1].spec
+    assert (student["mixup"], student["ema"], student["schedule"]) == (0.5, 0.9, "cosine")
+    assert student["codec"] == {"name": "webp", "quality": 60, "share": 0.25}
+    for stage in stages[:-1]:
+        assert "codec" not in stage.spec, "teacher and assistants see pictures as they are"
+        assert stage.spec.get("mixup") == (None if stage.kind is StageKind.TEACHER else 0.5)
+        assert stage.spec.get("ema") == (0.9 if stage.kind is StageKind.ASSISTANT else None)
+    assert "codec" not in planner(codec="webp").student(SMALL, method)[-1].spec
+
+
+def test_compiling_is_a_hint_to_the_stages_that_train() -> None:
+    for compiled in (True, False):
+        for stage in planner(compile=compiled, ladder=(128,)).training(SMALL).stages:
+            trains = stage.kind in (StageKind.TEACHER, StageKind.ASSISTANT, StageKind.STUDENT)
+            assert stage.hints == ({"compile": True} if compiled and trains else {})
+            assert "compile" not in stage.spec

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stillhouse.distill.taps import classifier
 from stillhouse.distill.zoo import Network, build, input_convolution, input_shape, tap
 from stillhouse.search.domain import Size
+from stillhouse.search.errors import StageError
 
 SIDE = 32
 
@@ -141,12 +143,81 @@ def test_an_error_inside_leaves_no_hooks(arch: str) -> None:
     assert hooks(network) == 0
 
 
-def test_a_family_without_the_tap_gives_none() -> None:
-    cnn, vit = network_of("lcnet_035"), network_of("vit_tiny_patch16_224")
-    with tap(cnn, attention=True) as of_cnn, tap(vit, levels=True) as of_vit:
-        cnn.eval()(pictures())
-        vit(pictures())
-    assert (of_cnn.attention, of_cnn.grid, of_vit.levels) == ([], None, [])
+def test_a_cnn_has_no_attention() -> None:
+    cnn = network_of("lcnet_035").eval()
+    with tap(cnn, attention=True) as taps:
+        cnn(pictures())
+    assert (taps.attention, taps.levels, taps.grid) == ([], [], None)
+
+
+@pytest.mark.parametrize("stem", ["stock", "half_patch"])
+def test_levels_of_a_vit_are_its_patch_tokens_on_their_grid(stem: str) -> None:
+    """After each quarter of the 12 blocks; position (r, c) is token r * columns + c, the class token not counted."""
+    torch.manual_seed(0)
+    size = Size(32, 64)
+    network = build("vit_tiny_patch16_224", classes=3, image_size=size, stem=stem).train()
+    backbone: Any = network.backbone
+    left: dict[int, Tensor] = {}
+    for place, block in enumerate(backbone.blocks):
+        block.register_forward_hook(lambda _m, _a, out, place=place: left.__setitem__(place, out))
+    with tap(network, levels=True) as taps:
+        logits = network(torch.rand(2, 3, 32, 64))
+    rows, columns = (2, 4) if stem == "stock" else (4, 8)
+    assert taps.grid == (rows, columns)
+    assert [tuple(level.shape) for level in taps.levels] == [(2, 192, rows, columns)] * 4
+    for level, place in zip(taps.levels, (2, 5, 8, 11), strict=True):
+        assert left[place].shape[1] == rows * columns + 1
+        for r in range(rows):
+            for c in range(columns):
+                assert torch.equal(level[:, :, r, c], left[place][:, 1 + r * columns + c])
+    assert taps.attention == []
+    assert logits.requires_grad
+    taps.levels[1].square().mean().backward()
+    assert backbone.blocks[5].mlp.fc1.weight.grad is not None
+    assert backbone.blocks[6].mlp.fc1.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("arch", "width"),
+    [("lcnet_035", 1280), ("resnet10t", 512), ("convnext_atto", 320), ("vit_tiny_patch16_224", 192)],
+)
+def test_pooled_is_what_the_classifier_reads(arch: str, width: int) -> None:
+    network = network_of(arch).train()
+    with tap(network, pooled=True) as taps:
+        logits = network(pictures())
+    assert taps.pooled is not None
+    assert taps.pooled.shape == (2, width)
+    head = classifier(network)
+    torch.testing.assert_close(head(taps.pooled), logits)
+    taps.pooled.square().mean().backward()
+    assert input_convolution(network).weight.grad is not None
+    assert all(value.grad is None for value in head.parameters())
+    with tap(network) as nothing:
+        network(pictures())
+    assert nothing.pooled is None
+
+
+@pytest.mark.parametrize("arch", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224"])
+def test_all_taps_together_read_what_each_reads_alone(arch: str) -> None:
+    network = network_of(arch).eval()
+    with tap(network, input=True, levels=True, attention=True, pooled=True) as together:
+        network(pictures())
+    with tap(network, pooled=True) as alone:
+        network(pictures())
+    assert len(together.levels) == 4
+    assert len(together.attention) == (12 if network.family == "vit" else 0)
+    assert together.input is not None
+    torch.testing.assert_close(together.pooled, alone.pooled)
+    assert hooks(network) == 0
+
+
+def test_a_network_without_a_linear_classifier_is_refused() -> None:
+    network = network_of("lcnet_035")
+    backbone: Any = network.backbone
+    backbone.reset_classifier(0)
+    with pytest.raises(StageError, match="lcnet_035 has no single linear classifier"), tap(network, pooled=True):
+        pass
+    assert hooks(network) == 0
 
 
 def test_a_network_without_a_convolution_for_pictures_is_refused() -> None:

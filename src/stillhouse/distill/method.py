@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from stillhouse.distill.knowledge import Knowledge, Outline
 from stillhouse.distill.task import Task
 from stillhouse.distill.zoo import Network
 from stillhouse.search.domain import Json, Size
@@ -25,12 +26,15 @@ class Needs:
     """What a method reads beside pictures and labels.
 
     Attributes:
-        targets: Cached logits of a teacher for each view.
-        starts_from_assistant: A trained network of the same architecture at the large size, to start from.
+        targets: The mentor's logits and pooled feature for each view.
+        starts_from_assistant: The mentor is a trained network of the student's architecture at a larger size, and the
+            student starts from it. Otherwise the mentor is the teacher.
+        features: What is read inside the mentor: ``levels``, ``native`` (see ``knowledge.FEATURES``) or nothing.
     """
 
     targets: bool = False
     starts_from_assistant: bool = False
+    features: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,15 @@ class Batch:
 
     Attributes:
         small: Views at the student's size (N, 3, h, w), in [0, 1].
-        large: The same crops at the large size (N, 3, H, W), or None when the method does not read them.
-        labels: (N,) int64.
-        teacher_logits: (N, K) float32, or None.
+        large: The same views at the large size (N, 3, H, W), or None when the method does not read them.
+        labels: (N,) int64; where views are mixed, what the task made of both labels ((N, K) float32).
+        taught: The mentor's outputs for the same views, or None when the method needs no mentor.
     """
 
     small: Tensor
     large: Tensor | None
     labels: Tensor
-    teacher_logits: Tensor | None
+    taught: Knowledge | None = None
 
 
 def knob(default: float, *, low: float, high: float, search: tuple[float, float] | None = None, help: str) -> Any:
@@ -69,16 +73,18 @@ class Method(ABC):
         params: An instance of ``Params``.
         task: Gives the supervised loss.
         student: The network in training.
-        assistant: The network it starts from, or None; never trained.
+        mentor: Shapes of what the mentor tells; None without one.
         large: Size of the large crop.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs()
     Params: ClassVar[type] = NoParams
+    compiles: ClassVar[bool] = True
+    """False when it reads inside the student: its hooks would have the network compiled anew at each step."""
 
-    def __init__(self, params: Any, task: Task, student: Network, assistant: Network | None, large: Size) -> None:
-        self.params, self.task, self.student, self.assistant, self.large = params, task, student, assistant, large
+    def __init__(self, params: Any, task: Task, student: Network, mentor: Outline | None, large: Size) -> None:
+        self.params, self.task, self.student, self.mentor, self.large = params, task, student, mentor, large
         self.extra = nn.ModuleDict()
         """Modules trained with the student and dropped afterwards."""
 
@@ -86,6 +92,23 @@ class Method(ABC):
     def reads_large(self) -> bool:
         """True when ``Batch.large`` must be there."""
         return False
+
+    @property
+    def features(self) -> str:
+        """What must be in ``Batch.taught.features``; with these knobs it may be less than what the class needs."""
+        return self.needs.features
+
+    def taught(self, batch: Batch) -> Knowledge:
+        """The mentor's outputs."""
+        if batch.taught is None:
+            raise ValueError(f"method {self.name} needs what its mentor told of these views")
+        return batch.taught
+
+    def outline(self) -> Outline:
+        """The mentor's shapes."""
+        if self.mentor is None:
+            raise ValueError(f"method {self.name} needs a mentor")
+        return self.mentor
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from stillhouse.distill import methods, tasks, zoo
 from stillhouse.distill.data import textures
 from stillhouse.distill.data.ingest import ingest
+from stillhouse.distill.data.reader import Codec, Reader
 from stillhouse.distill.data.store import PictureStore
-from stillhouse.distill.data.views import Views
-from stillhouse.distill.loop import Pictures, Recipe, Report, evaluate, large_store_size, train
+from stillhouse.distill.data.views import ViewPolicy, Views
+from stillhouse.distill.feed import Pictures
+from stillhouse.distill.loop import Recipe, default_device, evaluate, large_store_size, train
 from stillhouse.distill.method import Method
-from stillhouse.distill.targets import write_targets
+from stillhouse.distill.progress import Report
+from stillhouse.distill.targets import Cache, write_targets
 from stillhouse.distill.weights import load_checkpoint
 from stillhouse.distill.zoo import Network
 from stillhouse.search.domain import Fit, Json, Size, StageKind, StagePlan
@@ -132,26 +134,33 @@ def _teacher(room: Room) -> Output:
         load_checkpoint(network, room.inputs["checkpoint"].files["weights"])
     pretrained = room.plan.spec["weights"] != "none" or "checkpoint" in room.inputs
     rate = RATES["pretrained" if pretrained else "random"]
-    return _trained(room, network, None, "supervised", {}, size, rate)
+    return _trained(room, network, "supervised", {}, size, rate)
 
 
 def _assistant(room: Room) -> Output:
-    spec, size = room.plan.spec, room.size("size")
-    network = _built(room, size, size, "stock")
-    rate = RATES["random" if spec["weights"] == "none" else "pretrained"]
-    return _trained(room, network, None, spec["method"], spec["knobs"], size, rate)
+    size = room.size("size")
+    return _taught(room, _built(room, size, size, "stock"), codec=None)
 
 
 def _student(room: Room) -> Output:
+    network = _built(room, room.size("image_size"), room.size("network_size"), room.plan.spec["stem"])
+    return _taught(room, network, codec=_codec(room.plan.spec))
+
+
+def _taught(room: Room, network: Network, *, codec: Codec | None) -> Output:
+    """Trains a network by its plan's method, from the assistant among its inputs if there is one."""
     spec = room.plan.spec
-    network = _built(room, room.size("image_size"), room.size("network_size"), spec["stem"])
     rate = RATES["random" if spec["weights"] == "none" else "pretrained"]
-    assistant = None
+    large = room.size("large_size") if "large_size" in spec else network.image_size
     if "assistant" in room.inputs:
-        assistant = zoo.load(room.inputs["assistant"].files["weights"])
-        zoo.adapt(network, assistant)
+        zoo.adapt(network, zoo.load(room.inputs["assistant"].files["weights"]))
         rate = RATES["assistant"]
-    return _trained(room, network, assistant, spec["method"], spec["knobs"], room.size("large_size"), rate)
+    return _trained(room, network, spec["method"], spec["knobs"], large, rate, codec=codec)
+
+
+def _codec(spec: Mapping[str, Json]) -> Codec | None:
+    given = spec.get("codec")
+    return Codec(given["name"], given["quality"], given["share"]) if given else None
 
 
 def _built(room: Room, image_size: Size, network_size: Size, stem: str) -> Network:
@@ -170,33 +179,37 @@ def _built(room: Room, image_size: Size, network_size: Size, stem: str) -> Netwo
 def _trained(
     room: Room,
     network: Network,
-    assistant: Network | None,
     method_name: str,
     knobs: Mapping[str, Json],
     large: Size,
     rate: float,
+    codec: Codec | None = None,
 ) -> Output:
-    spec, store, fit = room.plan.spec, room.store, room.fit
+    spec = room.plan.spec
     task = _pick("task", tasks.registry(), spec["task"])()
     kind: type[Method] = _pick("method", methods.registry(), method_name)
-    method = kind(kind.params_from(knobs), task, network, assistant, large)
-    classes = spec["classes"]
-    targets = np.load(room.inputs["targets"].files["logits"], mmap_mode="r") if kind.needs.targets else None
-    pictures = Pictures(
-        train=store.array("train", large_store_size(large), fit, classes),
-        labels=store.labels("train", classes),
-        val=store.array("val", network.image_size, fit, classes),
-        val_labels=store.labels("val", classes),
-        views=Views(store.digest, spec["seed"]),
-        view_count=spec["views"],
-        targets=targets,
+    cache = None
+    if kind.needs.targets:
+        told = room.inputs["targets"]
+        cache = Cache.open(told.files, told.metrics)
+    method = kind(kind.params_from(knobs), task, network, None if cache is None else cache.outline, large)
+    mentor = None
+    if method.features and cache is not None and not cache.features:
+        mentor = zoo.load(_mentor(room.inputs).files["weights"]).to(default_device()).requires_grad_(False)
+    pictures = _pictures(room, network, codec=codec, cache=cache, mentor=mentor)
+    recipe = Recipe(
+        epochs=spec["epochs"],
+        rate=rate,
+        seed=spec["seed"],
+        schedule=spec.get("schedule", "one_cycle"),
+        ema=spec.get("ema", 0.0),
+        compile=spec.get("compile", False),
     )
-    recipe = Recipe(epochs=spec["epochs"], rate=rate, seed=spec["seed"])
     began = time.monotonic()
     history = train(method, pictures, recipe, work=room.work / "checkpoints", report=room.report)
     score = evaluate(network, task, pictures.val, pictures.val_labels)
     weights = room.output("weights.safetensors")
-    zoo.save(network, weights, list(store.classes[:classes]))
+    zoo.save(network, weights, list(room.store.classes[: spec["classes"]]))
     seconds = sum(row["seconds"] for row in history)
     return Output(
         {"weights": weights},
@@ -210,14 +223,53 @@ def _trained(
     )
 
 
+def _pictures(
+    room: Room, network: Network, *, codec: Codec | None, cache: Cache | None, mentor: Network | None
+) -> Pictures:
+    spec, store, fit = room.plan.spec, room.store, room.fit
+    classes = spec["classes"]
+    labels = store.labels("train", classes)
+    return Pictures(
+        train=store.array("train", large_store_size(room.size("store_size")), fit, classes),
+        labels=labels,
+        val=store.array("val", network.image_size, fit, classes),
+        val_labels=store.labels("val", classes),
+        views=_views(room, len(labels)),
+        view_count=spec["views"],
+        codec=codec,
+        cache=cache,
+        mentor=mentor,
+    )
+
+
+def _views(room: Room, count: int) -> Views:
+    spec = room.plan.spec
+    return Views(room.store.digest, spec["seed"], ViewPolicy(mixup=spec.get("mixup", 0.0)), count)
+
+
+def _mentor(inputs: Mapping[str, InputFiles]) -> InputFiles:
+    """The network that targets come from: the assistant where there is one."""
+    return inputs["assistant"] if "assistant" in inputs else inputs["teacher"]
+
+
 def _targets(room: Room) -> Output:
     spec, store = room.plan.spec, room.store
     network = zoo.load(room.inputs["model"].files["weights"])
-    pictures = store.array("train", large_store_size(room.size("size")), room.fit, spec["classes"])
-    views = Views(store.digest, spec["seed"])
-    began = time.monotonic()
-    path = write_targets(network, pictures, views, spec["views"], room.output("logits.npy"), report=room.report)
-    return Output({"logits": path}, {"views": spec["views"], "seconds": time.monotonic() - began})
+    pictures = store.array("train", large_store_size(room.size("store_size")), room.fit, spec["classes"])
+    reader = Reader(
+        pictures,
+        _views(room, len(pictures)),
+        network.image_size,
+        view_count=spec["views"],
+        device=default_device(),
+        keep_bytes=0,
+    )
+    features, most = spec.get("features", ""), spec.get("feature_bytes", 0)
+    folder = room.output("logits.npy").parent
+    files, figures = write_targets(
+        network, reader, spec["views"], folder, features=features, most_bytes=most, report=room.report
+    )
+    return Output(files, figures)
 
 
 def _pick(what: str, known: Mapping[str, type[T]], name: str) -> type[T]:

@@ -4,15 +4,18 @@
   (N, C_g, H_g, W_g). For a ViT that convolution is the patch embedding, so the same hook gives the patch
   tokens on their grid, class token and position embedding not in it.
 - ``levels``: outputs of the stages that timm lists in ``feature_info`` (CNN): (N, C_l, H_l, W_l) each, the stem's
-  own output left out.
+  own output left out. Of a ViT: the patch tokens after each quarter of the blocks, on their grid, (N, D, G_h, G_w).
 - ``attention``: softmaxed maps of each block (ViT), prefix tokens dropped: (N, heads, P, P), P the number of
   patches. Fused attention never forms the map, so it is switched off while the tap is open.
 
-What is read carries gradient in training. Asking a CNN for attention or a ViT for levels leaves the list empty.
+- ``pooled``: what the classifier reads: (N, d).
+
+What is read carries gradient in training. Asking a CNN for attention leaves the list empty.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.distill.network import Network, input_convolution
+from stillhouse.search.errors import StageError
 
 STEM_MODULES = ("conv_stem", "bn1", "act1", "stem")
 
@@ -33,11 +37,14 @@ class Taps:
     input: Tensor | None = None
     levels: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
+    pooled: Tensor | None = None
     grid: tuple[int, int] | None = None
 
 
 @contextmanager
-def tap(network: Network, *, input: bool = False, levels: bool = False, attention: bool = False) -> Iterator[Taps]:
+def tap(
+    network: Network, *, input: bool = False, levels: bool = False, attention: bool = False, pooled: bool = False
+) -> Iterator[Taps]:
     """Reads what is asked for at each forward pass of ``network`` until the block ends.
 
     The tensors of the last pass stay readable after the block.
@@ -51,14 +58,18 @@ def tap(network: Network, *, input: bool = False, levels: bool = False, attentio
         hook(network.register_forward_pre_hook(_clear(taps)))
         if input:
             hook(input_convolution(network).register_forward_hook(_keep_input(taps)))
+        if pooled:
+            hook(classifier(network).register_forward_pre_hook(_keep_pooled(taps)))
         if levels and network.family == "cnn":
             for module in level_modules(network):
                 hook(module.register_forward_hook(_append(taps)))
-        if attention and network.family == "vit":
+        if network.family == "vit" and (levels or attention):
             vit: Any = network.backbone
             rows, columns = vit.patch_embed.grid_size
             taps.grid = (int(rows), int(columns))
-            for block in vit.blocks:
+            for module in level_modules(network) if levels else ():
+                hook(module.register_forward_hook(_append_tokens(taps, int(vit.num_prefix_tokens))))
+            for block in vit.blocks if attention else ():
                 stack.callback(setattr, block.attn, "fused_attn", block.attn.fused_attn)
                 block.attn.fused_attn = False
                 hook(block.attn.attn_drop.register_forward_pre_hook(_append_map(taps, int(vit.num_prefix_tokens))))
@@ -75,16 +86,35 @@ def input_shape(network: Network) -> tuple[int, int, int]:
 
 
 def level_modules(network: Network) -> list[nn.Module]:
-    """The modules whose outputs are a CNN's feature levels, from fine to coarse."""
+    """The modules whose outputs are the feature levels, from fine to coarse."""
+    if network.family == "vit":
+        vit: Any = network.backbone
+        depth = len(vit.blocks)
+        return [vit.blocks[math.ceil(depth * quarter / 4) - 1] for quarter in range(1, 5)]
     info: Any = network.backbone.feature_info
     names = info.module_name() if hasattr(info, "module_name") else [entry["module"] for entry in info]
     return [network.backbone.get_submodule(name) for name in names if name not in STEM_MODULES]
 
 
+def classifier(network: Network) -> nn.Module:
+    """The linear layer that gives the logits.
+
+    Raises:
+        StageError: The network has no single one.
+    """
+    backbone: Any = network.backbone
+    found = backbone.get_classifier()
+    if not isinstance(found, nn.Linear):
+        raise StageError(
+            f"{network.arch} has no single linear classifier ({type(found).__name__}); choose another network"
+        )
+    return found
+
+
 def _clear(taps: Taps) -> Callable[..., None]:
     def hook(*_: object) -> None:
         # New lists, not emptied ones: what a caller took from the last pass stays his.
-        taps.input, taps.levels, taps.attention = None, [], []
+        taps.input, taps.pooled, taps.levels, taps.attention = None, None, [], []
 
     return hook
 
@@ -92,6 +122,23 @@ def _clear(taps: Taps) -> Callable[..., None]:
 def _keep_input(taps: Taps) -> Callable[..., None]:
     def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
         taps.input = output
+
+    return hook
+
+
+def _keep_pooled(taps: Taps) -> Callable[..., None]:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        taps.pooled = args[0]
+
+    return hook
+
+
+def _append_tokens(taps: Taps, prefix: int) -> Callable[..., None]:
+    def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+        if taps.grid is None:
+            raise ValueError("patch tokens need their grid")
+        tokens = output[:, prefix:].transpose(1, 2)
+        taps.levels.append(tokens.reshape(*tokens.shape[:2], *taps.grid))
 
     return hook
 

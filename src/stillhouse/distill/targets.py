@@ -1,68 +1,140 @@
-"""The knowledge cache: a trained network's logits for every view of every training picture.
+"""The knowledge cache: what a trained network says about every view of every training picture.
 
 Views are pure functions of the picture's number, so these outputs, taken once, serve every epoch, student, trial
-and job on the data set (Shen & Xing 2021 store crops and soft labels in the same spirit). float16 halves the file; its
+and job on the data set (Shen & Xing 2021 store crops and soft labels in the same spirit). float16 halves the files; its
 step is below 1/256 for logits under 8 in size.
+
+| file | shape | what |
+|---|---|---|
+| logits | (V, N, K) | logits |
+| pooled | (V, N, d) | what the classifier reads |
+| feature0, feature1, ... | (V, N, ...) | levels or attention maps, when asked for and within the byte limit |
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from stillhouse.distill.data.views import Views, render
-from stillhouse.distill.loop import REPORT_EVERY_S, Report, default_device
+from stillhouse.distill.data.reader import Reader
+from stillhouse.distill.knowledge import Knowledge, Outline, observe, outline
+from stillhouse.distill.progress import REPORT_EVERY_S, Report
 from stillhouse.distill.zoo import Network
+from stillhouse.search.domain import Json
 
 BATCH = 64
+Array = NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The files of one mentor, opened.
+
+    Attributes:
+        logits: (V, N, K).
+        pooled: (V, N, d).
+        features: (V, N, ...) each; empty when they were not asked for or did not fit.
+        outline: Shapes of what the mentor tells, features included even where they are not kept.
+    """
+
+    logits: Array
+    pooled: Array
+    features: tuple[Array, ...]
+    outline: Outline
+
+    @classmethod
+    def open(cls, files: Mapping[str, Path], metrics: Mapping[str, Json]) -> Cache:
+        """Maps the files into memory."""
+        arrays: dict[str, Array] = {name: np.load(path, mmap_mode="r") for name, path in files.items()}
+        features = tuple(arrays[name] for name in sorted(arrays) if name.startswith("feature"))
+        return cls(arrays["logits"], arrays["pooled"], features, Outline.from_json(metrics["outline"]))
+
+    def read(self, view: int, indices: NDArray[np.int64], device: torch.device, *, features: bool) -> Knowledge:
+        """What was said of one view of some pictures, as float32."""
+
+        def load(array: Array) -> Tensor:
+            return torch.from_numpy(array[view, indices]).to(device).float()
+
+        kept = tuple(load(array) for array in self.features) if features else ()
+        return Knowledge(load(self.logits), load(self.pooled), kept)
 
 
 def write_targets(
-    network: Network, train: NDArray[np.uint8], views: Views, count: int, path: Path, *, report: Report
-) -> Path:
-    """Writes logits (V, N, K) float16 as .npy; a view that was finished before is not computed again.
+    network: Network, reader: Reader, count: int, folder: Path, *, features: str, most_bytes: int, report: Report
+) -> tuple[dict[str, Path], dict[str, Json]]:
+    """Writes the cache of a mentor; a view that was finished before is not computed again.
 
     Args:
-        network: The trained teacher or assistant; reads views at its own picture size.
-        train: (N, S, S, 3) uint8.
-        views: Draws the crops.
+        network: The mentor.
+        reader: Reads views at the mentor's picture size.
         count: V, views a picture.
-        path: The .npy file; a marker beside it says how many views are finished.
+        folder: Where the files go; a marker in it says how many views are finished.
+        features: What to keep of its inside (``knowledge.FEATURES``).
+        most_bytes: Features that take more than this are not kept; who needs them runs the mentor again.
         report: Called about twice a second.
+
+    Returns:
+        The files by name, and figures: the outline, bytes, whether features are kept, seconds.
     """
-    marker = path.with_suffix(".views")
-    shape = (count, len(train), network.classes)
-    finished = json.loads(marker.read_text()) if marker.exists() and path.exists() else 0
+    began, total = time.monotonic(), len(reader.pictures)
+    network.to(reader.device)
+    shapes = outline(network, features)
+    kept = bool(features) and shapes.feature_bytes * count * total <= most_bytes
+    wanted: dict[str, tuple[int, ...]] = {"logits": (shapes.classes,), "pooled": (shapes.pooled,)}
+    wanted |= {f"feature{index}": shape for index, shape in enumerate(shapes.features)} if kept else {}
+    paths = {name: folder / f"{name}.npy" for name in wanted}
+    marker = folder / "finished-views"
+    finished = json.loads(marker.read_text()) if marker.exists() and all(p.exists() for p in paths.values()) else 0
     mode = "r+" if finished else "w+"
-    logits = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=None if finished else shape)
-    device = default_device()
-    network.to(device).eval()
-    began, last = time.monotonic(), 0.0
+    files = {
+        name: np.lib.format.open_memmap(
+            paths[name], mode=mode, dtype=np.float16, shape=None if finished else (count, total, *wanted[name])
+        )
+        for name in wanted
+    }
+    pace = _Pace(report, count * total, finished * total)
     for view in range(finished, count):
-        for start in range(0, len(train), BATCH):
-            indices = np.arange(start, min(start + BATCH, len(train)))
-            crops = render(torch.from_numpy(train[indices]).to(device), views.draw(indices, view), network.image_size)
-            with torch.no_grad():
-                logits[view, indices] = network(crops).float().cpu().numpy().astype(np.float16)
-            now = time.monotonic()
-            if now - last > REPORT_EVERY_S:
-                last = now
-                done = (view - finished) * len(train) + int(indices[-1]) + 1
-                report(
-                    {
-                        "done": finished * len(train) + done,
-                        "total": count * len(train),
-                        "unit": "pictures",
-                        "images_per_s": done / (now - began),
-                    }
-                )
-        logits.flush()
+        for start in range(0, total, BATCH):
+            indices = np.arange(start, min(start + BATCH, total))
+            told = observe(network, reader.read(indices, view), features if kept else "")
+            values = (told.logits, told.pooled, *told.features)
+            for file, value in zip(files.values(), values, strict=True):
+                file[view, indices] = value.cpu().numpy().astype(np.float16)
+            pace.step(len(indices))
+        for file in files.values():
+            file.flush()
         fresh = marker.with_suffix(".tmp")
         fresh.write_text(json.dumps(view + 1))
         fresh.replace(marker)
-    return path
+    figures: dict[str, Json] = {
+        "outline": shapes.to_json(),
+        "features": features if kept else "",
+        "bytes": sum(path.stat().st_size for path in paths.values()),
+        "views": count,
+        "seconds": time.monotonic() - began,
+    }
+    return paths, figures
+
+
+class _Pace:
+    """Reports how far the work is, about twice a second."""
+
+    def __init__(self, report: Report, total: int, done: int) -> None:
+        self.report, self.total, self.done, self.fresh = report, total, done, 0
+        self.began = self.last = time.monotonic()
+
+    def step(self, pictures: int) -> None:
+        self.fresh += pictures
+        now = time.monotonic()
+        if now - self.last > REPORT_EVERY_S:
+            self.last = now
+            rate = self.fresh / (now - self.began)
+            self.report({"done": self.done + self.fresh, "total": self.total, "unit": "pictures", "images_per_s": rate})

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from stillhouse.search.domain import Accuracy
+from stillhouse.search.errors import UserError
 
 
 class Task(ABC):
@@ -16,8 +17,22 @@ class Task(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The supervised loss, mean over the batch."""
+    def loss(self, outputs: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """The supervised loss, mean over the batch, on labels as they are or as ``mixed`` made them."""
+
+    def mixed(self, labels: Tensor, others: Tensor, own: Tensor, classes: int) -> Tensor:  # noqa: ARG002 - for tasks that can
+        """Labels of mixed views.
+
+        Args:
+            labels: Of the pictures (N,).
+            others: Of the pictures mixed in (N,).
+            own: The pictures' own part (N,), float32.
+            classes: K.
+
+        Raises:
+            UserError: The task has no such thing.
+        """
+        raise UserError(f"task {self.name} cannot mix pictures; set mixup to 0")
 
     @abstractmethod
     def score(self, outputs: Tensor, labels: Tensor) -> Accuracy:

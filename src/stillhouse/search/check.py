@@ -24,7 +24,11 @@ def check_request(catalogue: Mapping[str, Json], spec: JobSpec) -> None:
         known.check_arch(arch)
     if spec.task not in catalogue.get("tasks", (spec.task,)):
         raise UnknownNameError.among("task", spec.task, catalogue["tasks"])
-    method_needs(catalogue, spec.method)
+    needs = method_needs(catalogue, spec.method)
+    if spec.ladder and not needs.assistant:
+        raise UserError(
+            f"a ladder is made of assistants, but method {spec.method} has none; leave ladder out, or take method tas"
+        )
     knobs = {knob["name"]: knob for knob in catalogue["methods"][spec.method]["knobs"]}
     for name, value in spec.knobs.items():
         if name not in knobs:

@@ -13,21 +13,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from stillhouse.search.catalogue import Catalogue
-from stillhouse.search.domain import (
-    Accuracy,
-    Candidate,
-    Cost,
-    Deployment,
-    Json,
-    StageKind,
-    StagePlan,
-    StageResult,
-    content_key,
-)
+from stillhouse.search.domain import Candidate, Cost, StageKind, StagePlan
+from stillhouse.search.ending import Ending, deployed, failed_stage
 from stillhouse.search.errors import InfeasibleError, UserError
 from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, StageRecord, TrialRecord
-from stillhouse.search.pareto import deployment_front
-from stillhouse.search.plan import BASELINE, measured_cost, planner, with_baseline
+from stillhouse.search.plan import measured_cost, planner
 from stillhouse.search.ports import Engine, Ledger
 from stillhouse.search.sampler import Sampler
 from stillhouse.search.space import Space
@@ -185,7 +175,9 @@ class _Job:
         if self._propose():
             return
         if all(trial.ended for trial in self._ledger.trials(self._job.id)):
-            self._finish()
+            verdict = Ending(self._ledger, self._job, self._planner, self._want).advance()
+            if verdict is not None:
+                self._end(verdict.state, verdict.reason)
 
     def _load_space(self) -> Space:
         if self._job.id not in self._spaces:
@@ -237,13 +229,13 @@ class _Job:
                 self._train(trial, trial.cost)
                 return
             stages = self._want(self._planner.costing(trial.candidate).stages)
-            if _failed(stages) is not None:
+            if failed_stage(stages) is not None:
                 self._fail_trial(trial, stages)
             elif stages[-1].result is not None:
                 self._judge(trial, trial.cost.merged(measured_cost(stages[-1].result.metrics)))
         elif trial.state == "training":
             stages = self._want(self._planner.training(trial.candidate).stages)
-            if _failed(stages) is not None:
+            if failed_stage(stages) is not None:
                 self._fail_trial(trial, stages)
             elif stages[-1].result is not None:
                 self._deploy(trial, stages)
@@ -263,12 +255,12 @@ class _Job:
         self._want(plans)
 
     def _fail_trial(self, trial: TrialRecord, stages: list[StageRecord]) -> None:
-        stage = _failed(stages)
+        stage = failed_stage(stages)
         reason = f"stage {stage.plan.kind} failed: {stage.reason}" if stage else None
         self._ledger.move_trial(self._job.id, trial.number, expect=trial.state, to="failed", reason=reason)
 
     def _deploy(self, trial: TrialRecord, stages: list[StageRecord]) -> None:
-        deployment = self._deployment(trial, stages)
+        deployment = deployed(self._job, trial, stages)
         self._ledger.add_deployment(deployment)
         self._ledger.move_trial(
             self._job.id,
@@ -279,89 +271,13 @@ class _Job:
             accuracy=deployment.validation.value,
         )
 
-    def _deployment(self, trial: TrialRecord, stages: list[StageRecord]) -> Deployment:
-        export, measure = _result(stages[-2]), _result(stages[-1])
-        return Deployment(
-            id="mdl_" + content_key([self._job.id, trial.number, stages[-1].key])[:12],
-            job_id=self._job.id,
-            trial_number=trial.number,
-            candidate=trial.candidate,
-            cost=trial.cost.merged(measured_cost(measure.metrics)),
-            precision=str(stages[-2].plan.spec["precision"]),
-            validation=Accuracy(**measure.metrics["accuracy"]),
-            onnx_sha256=export.artifacts["onnx"],
-            preprocess=export.metrics["preprocess"],
-            details={
-                "method": self._spec.method,
-                "seed": self._spec.seed,
-                "measured": {n: measure.metrics.get(n) for n in ("threads", "runs", "runtime", "host")},
-                "parity": export.metrics.get("parity"),
-            },
-        )
-
     def _want(self, plans: Iterable[StagePlan]) -> list[StageRecord]:
         """Makes sure the stages exist and are worked on; returns them as stored."""
         ordered = list(plans)
         stored = [self._ledger.ensure_stage(plan) for plan in ordered]
-        if _failed(stored) is None:
+        if failed_stage(stored) is None:
             self._wanted.add(plan for plan, stage in zip(ordered, stored, strict=True) if stage.state != "done")
         return stored
-
-    # ------------------------------------------------------------------------------------- front
-
-    def _finish(self) -> None:
-        """Reads the test split for the members of the front, then ends the job."""
-        deployments = self._ledger.deployments(self._job.id)
-        front = deployment_front(deployments, self._spec.objectives, self._spec.budget)
-        if not front:
-            self._end("failed", self._why_empty(deployments))
-            return
-        best = max(front, key=lambda d: d.validation.value)
-        waiting = False
-        for member in front:
-            if member.test is None:
-                compared = with_baseline(self._spec) and (self._spec.ablate == "all" or member is best)
-                waiting = not self._read_test(member, compared) or waiting
-        if not waiting:
-            self._end("done")
-
-    def _read_test(self, member: Deployment, compared: bool) -> bool:
-        """True when the test figures are stored."""
-        stages = self._want(self._planner.testing(member.candidate).stages)
-        plain = self._want(self._planner.testing(member.candidate, BASELINE).stages) if compared else []
-        failed = _failed(stages) or _failed(plain)
-        if failed is not None:
-            self._end("failed", f"stage {failed.plan.kind} failed: {failed.reason}")
-            return False
-        if any(stage.result is None for stage in (*stages, *plain)):
-            return False
-        metrics = _result(stages[-1]).metrics
-        details: dict[str, Json] = {"coded": metrics.get("coded")}
-        if plain:
-            details["baselines"] = {"no_teacher": _result(plain[-1]).metrics["accuracy"]}
-        return self._ledger.set_test(member.id, Accuracy(**metrics["accuracy"]), details)
-
-    def _why_empty(self, deployments: list[Deployment]) -> str:
-        trials = self._ledger.trials(self._job.id)
-        if deployments:
-            best = max(deployments, key=lambda d: d.validation.value)
-            excess = ", ".join(sorted(self._spec.budget.excess(best.cost)))
-            beyond = f" and lies beyond {excess}" if excess else ""
-            return (
-                f"{UNMET}: of {len(deployments)} trained models the best reaches {best.validation.value:.1%} "
-                f"on validation{beyond}; relax min_accuracy or the limit named, or train longer"
-            )
-        failed = next((trial for trial in trials if trial.state == "failed"), None)
-        if failed is not None:
-            return f"every trial failed; the first ({failed.candidate}): {failed.reason}"
-        nearest = min(trials, key=lambda t: max(self._spec.budget.excess(t.cost).values(), default=0.0))
-        over = self._spec.budget.excess(nearest.cost)
-        needs = ", ".join(f"{name} >= {getattr(nearest.cost, name[4:]):.6g}" for name in sorted(over))
-        binding = sorted({name for trial in trials for name in self._spec.budget.excess(trial.cost)})
-        return (
-            f"{UNMET}: measured on device {self._spec.budget.device!r}, {' and '.join(binding)} rules out the cheapest "
-            f"network of every architecture; the nearest is {nearest.candidate}, which needs {needs}"
-        )
 
 
 # ---------------------------------------------------------------------------------------- helpers
@@ -382,13 +298,3 @@ def _alone(plan: StagePlan) -> bool:
 
 def _with_inputs(plans: Iterable[StagePlan]) -> list[str]:
     return [key for plan in plans for key in (plan.key, *plan.inputs.values())]
-
-
-def _failed(stages: Iterable[StageRecord]) -> StageRecord | None:
-    return next((stage for stage in stages if stage.state == "failed"), None)
-
-
-def _result(stage: StageRecord) -> StageResult:
-    if stage.result is None:
-        raise ValueError(f"stage {stage.key} is {stage.state}, not done")
-    return stage.result

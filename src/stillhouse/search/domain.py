@@ -332,6 +332,9 @@ class StageResult:
 
 # ------------------------------------------------------------------------------------ deployments
 
+DISTILLED = "distilled"
+"""The variant of a network that the job's own method trained, unless that method is itself a baseline."""
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -363,7 +366,8 @@ class Accuracy:
 class Deployment:
     """A trained student as one ONNX file: one point on the front.
 
-    ``validation`` chose it; ``test`` is None until it is a member of a finished job's front.
+    ``validation`` chose it; ``test`` is None until it is a member of a finished job's front, or compared with one.
+    Variants share a trial's number, candidate and cost.
     """
 
     id: str
@@ -377,6 +381,16 @@ class Deployment:
     preprocess: Mapping[str, Json]
     test: Accuracy | None = None
     details: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def variant(self) -> str:
+        """How the network was trained: ``distilled``, or the name of a baseline such as ``no_teacher``."""
+        return str(self.details.get("variant", DISTILLED))
+
+    @property
+    def is_baseline(self) -> bool:
+        """True for a variant that was trained for comparison, by another method than the job's."""
+        return bool(self.details.get("is_baseline", False))
 
     def objective(self, name: str) -> float:
         """The value of one cost objective."""

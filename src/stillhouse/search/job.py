@@ -11,6 +11,7 @@ States move one way only::
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -26,6 +27,8 @@ from stillhouse.search.domain import (
     StageResult,
 )
 from stillhouse.search.errors import UnknownNameError, UserError
+
+_ABLATE: Mapping[bool | str, str] = {True: "all", False: "none", "true": "all", "false": "none"}
 
 UNMET = "nothing meets the budget"
 """How the reason of a job begins whose budget nothing can meet."""
@@ -72,12 +75,20 @@ class JobSpec:
         teacher_size: Side of the pictures that teacher and assistants read, pixels.
         epochs: Passes by role.
         views: Augmented crops per picture whose teacher outputs are cached.
+        ladder: Sides of further assistants between the teacher's size and the student's, falling (resolution ladder).
+        mixup: Share of the views of assistants and students that are mixed with another picture's.
+        ema: Decay of a moving average of the weights of assistants and students, which is then kept; 0 for none.
+        schedule: ``one_cycle`` or ``cosine``: how the learning rate falls.
+        codec_share: Share of the student's views that go through ``codec`` around ``quality``, as the device's do.
+        feature_cache_bytes: A mentor's features are cached up to this size; beyond it the mentor runs in each step.
+        compile: Compiles networks in training where that is possible; for workers with a GPU.
         fit: How pictures are brought to the student's size.
         codec, quality: What ``image_bytes`` is measured with.
         objectives: Costs that the front is drawn over.
         archs: Architectures to consider; empty takes the whole catalogue.
         image_sizes: Picture sizes to consider; empty takes the catalogue's.
-        ablate: ``none``, ``best`` or ``all``: which members of the front are also trained without a teacher.
+        ablate: ``none``, ``best`` or ``all`` (false or true): which members of the front are also trained without a
+            teacher and by plain KD; of these variants the best on validation takes the place on the front.
         latency_threads: CPU threads that latency is measured with.
     """
 
@@ -94,13 +105,20 @@ class JobSpec:
     teacher_size: int = 192
     epochs: Epochs = field(default_factory=Epochs)
     views: int = 4
+    ladder: tuple[int, ...] = ()
+    mixup: float = 0.0
+    ema: float = 0.0
+    schedule: str = "one_cycle"
+    codec_share: float = 0.0
+    feature_cache_bytes: int = 1 << 30
+    compile: bool = False
     fit: Fit = Fit.SQUASH
     codec: str = "jpeg"
     quality: int = 90
     objectives: tuple[str, ...] = ("macs", "image_bytes")
     archs: tuple[str, ...] = ()
     image_sizes: tuple[str, ...] = ()
-    ablate: str = "none"
+    ablate: bool | str = "none"
     latency_threads: int = 1
 
     def __post_init__(self) -> None:
@@ -113,9 +131,18 @@ class JobSpec:
             "classes must be >= 2",
             self.classes,
         )
+        falling = all(high > low for high, low in itertools.pairwise((self.teacher_size, *self.ladder)))
+        _need(falling, f"ladder must fall from below teacher_size, {self.teacher_size}", self.ladder)
+        _need(min(self.ladder, default=1) >= 1, "every side of ladder must be >= 1", self.ladder)
+        _need(0 <= self.mixup <= 1, "0 <= mixup <= 1 must hold", self.mixup)
+        _need(0 <= self.ema < 1, "0 <= ema < 1 must hold", self.ema)
+        _need(self.schedule in ("one_cycle", "cosine"), "schedule must be one_cycle or cosine", self.schedule)
+        _need(0 <= self.codec_share <= 1, "0 <= codec_share <= 1 must hold", self.codec_share)
+        _need(self.feature_cache_bytes >= 0, "feature_cache_bytes must be >= 0", self.feature_cache_bytes)
         _need(self.codec in ("jpeg", "webp"), "codec must be jpeg or webp", self.codec)
         _need(1 <= self.quality <= 100, "1 <= quality <= 100 must hold", self.quality)
-        _need(self.ablate in ("none", "best", "all"), "ablate must be none, best or all", self.ablate)
+        object.__setattr__(self, "ablate", _ABLATE.get(self.ablate, self.ablate))
+        _need(self.ablate in ("none", "best", "all"), "ablate must be none, best, all, true or false", self.ablate)
         _need(1 <= self.latency_threads <= 64, "1 <= latency_threads <= 64 must hold", self.latency_threads)
         _need(len(self.objectives) >= 1, "at least one cost objective must be named", self.objectives)
         for name in self.objectives:
@@ -129,7 +156,7 @@ class JobSpec:
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         data["budget"], data["epochs"] = self.budget.to_json(), asdict(self.epochs)
         data["fit"], data["knobs"] = str(self.fit), dict(self.knobs)
-        for name in ("objectives", "archs", "image_sizes"):
+        for name in ("objectives", "archs", "image_sizes", "ladder"):
             data[name] = list(data[name])
         return data
 
@@ -139,7 +166,7 @@ class JobSpec:
         left: dict[str, Any] = dict(data)
         left["budget"], left["epochs"] = Budget.from_json(left["budget"]), Epochs(**left["epochs"])
         left["fit"] = Fit(left["fit"])
-        for name in ("objectives", "archs", "image_sizes"):
+        for name in ("objectives", "archs", "image_sizes", "ladder"):
             left[name] = tuple(left[name])
         return cls(**left)
 

@@ -105,7 +105,8 @@ def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str
     """The deployments that meet the budget and that no other such beats; in order of trial number.
 
     Costs are the measured ones, and accuracy is that of the validation split: the test split takes no
-    part in choosing. Equal deployments: the one of the earlier trial stays.
+    part in choosing. Equal deployments: the one of the earlier trial stays; of one trial's variants, that of the job's
+    own method, then the baselines by name.
 
     Args:
         deployments: Those of one job.
@@ -117,7 +118,7 @@ def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str
     """
     least = budget.min_accuracy or 0.0
     fitting = [item for item in deployments if item.validation.value >= least and not budget.excess(item.cost)]
-    fitting.sort(key=lambda item: (item.trial_number, item.id))
+    fitting.sort(key=lambda item: (item.trial_number, item.is_baseline, item.variant, item.id))
     points = [[item.validation.value, *(item.objective(name) for name in objectives)] for item in fitting]
     return [fitting[index] for index in front(points)]
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stillhouse.search.domain import Candidate, Cost, Json, Size, StageKind, StagePlan, TrialPlan
+from stillhouse.search.domain import DISTILLED, Candidate, Cost, Json, Size, StageKind, StagePlan, TrialPlan
 from stillhouse.search.errors import UnknownNameError, UserError
 from stillhouse.search.job import DatasetRecord, JobRecord, JobSpec
 
-BASELINE = "supervised"
-"""The method that a front is compared with: the same network, no teacher."""
+BASELINES: Mapping[str, str] = {"no_teacher": "supervised", "plain_kd": "logits"}
+"""What a front is compared with, by variant: the same network at the same size, trained by this method."""
 
 
 def ingest_plan(source: str, digest: str, skip_faults: bool, code: Mapping[str, str]) -> StagePlan:
@@ -54,6 +54,7 @@ class MethodNeeds:
 
     teacher: bool
     assistant: bool
+    features: str = ""
 
 
 def method_needs(data: Mapping[str, Json], name: str) -> MethodNeeds:
@@ -65,7 +66,8 @@ def method_needs(data: Mapping[str, Json], name: str) -> MethodNeeds:
     methods = data.get("methods", {})
     if name not in methods:
         raise UnknownNameError.among("method", name, methods)
-    return MethodNeeds(bool(methods[name]["teacher"]), bool(methods[name]["assistant"]))
+    entry = methods[name]
+    return MethodNeeds(bool(entry["teacher"]), bool(entry["assistant"]), entry.get("features", ""))
 
 
 @dataclass(frozen=True)
@@ -110,32 +112,56 @@ class Planner:
     def student(self, candidate: Candidate, method: str) -> tuple[StagePlan, ...]:
         """The student's stage with all that comes before it."""
         needs = method_needs(self.catalogue, method)
-        before: tuple[StagePlan, ...] = ()
-        inputs = {"dataset": self.dataset_key}
-        if needs.teacher:
-            before = self._teaching(self.teacher())
-            if needs.assistant:
-                assistant = self.assistant(candidate.arch, before[-1])
-                before += self._teaching(assistant)
-                inputs["assistant"] = assistant.key
-            inputs["targets"] = before[-1].key
         knobs = dict(self.spec.knobs) | dict(candidate.knobs) if method == self.spec.method else {}
-        spec = self._network(candidate) | self._recipe(candidate.arch, self.spec.epochs.student)
-        spec |= {"method": method, "knobs": knobs, "large_size": self._large}
+        before: tuple[StagePlan, ...] = ()
+        inputs, large = {"dataset": self.dataset_key}, self.spec.teacher_size
+        if needs.teacher:
+            before, inputs, large = self._mentors(candidate, method, knobs, needs)
+        spec = self._network(candidate) | self._recipe(candidate.arch, self.spec.epochs.student) | self._learning()
+        spec |= {"method": method, "knobs": knobs, "large_size": _square(large)}
+        if self.spec.codec_share:
+            spec["codec"] = {"name": self.spec.codec, "quality": self.spec.quality, "share": self.spec.codec_share}
         return (*before, self._stage(StageKind.STUDENT, spec, inputs))
+
+    def _mentors(
+        self, candidate: Candidate, method: str, knobs: Mapping[str, Json], needs: MethodNeeds
+    ) -> tuple[tuple[StagePlan, ...], dict[str, str], int]:
+        """All that stands before a student, what it reads of it, and the side of its mentor's pictures.
+
+        The rungs of a ladder are assistants at ever smaller sizes, each taught by the one before it as the student
+        is by the last; those not larger than the student's own picture are left out.
+        """
+        features = "" if needs.assistant else needs.features
+        teacher, large = self.teacher(), self.spec.teacher_size
+        before = self._teaching(teacher, large, features)
+        inputs = {"dataset": self.dataset_key, "targets": before[-1].key}
+        if not needs.assistant:
+            return before, inputs | ({"teacher": teacher.key} if features else {}), large
+        mentor = self.assistant(candidate.arch, before[-1])
+        before += self._teaching(mentor, large, needs.features)
+        for side in self.spec.ladder:
+            if side <= max(candidate.image_size.height, candidate.image_size.width):
+                break
+            spec = self._recipe(candidate.arch, self.spec.epochs.assistant) | self._learning()
+            spec |= {"arch": candidate.arch, "size": _square(side), "method": method, "knobs": dict(knobs)}
+            read = {"dataset": self.dataset_key, "targets": before[-1].key, "assistant": mentor.key}
+            mentor = self._stage(StageKind.ASSISTANT, spec | {"large_size": _square(large)}, read)
+            before, large = before + self._teaching(mentor, side, needs.features), side
+        return before, inputs | {"targets": before[-1].key, "assistant": mentor.key}, large
 
     def teacher(self) -> StagePlan:
         """The large network on large pictures."""
         spec = self._recipe(self.spec.teacher, self.spec.epochs.teacher)
-        spec |= {"arch": self.spec.teacher, "size": self._large, "checkpoint": self.spec.teacher_checkpoint}
+        size = _square(self.spec.teacher_size)
+        spec |= {"arch": self.spec.teacher, "size": size, "checkpoint": self.spec.teacher_checkpoint}
         if self.spec.teacher_checkpoint is not None:
             spec["weights"] = "none"
         return self._stage(StageKind.TEACHER, spec, {"dataset": self.dataset_key})
 
     def assistant(self, arch: str, targets: StagePlan) -> StagePlan:
         """The student's architecture on large pictures: it does not know the student's size."""
-        spec = self._recipe(arch, self.spec.epochs.assistant)
-        spec |= {"arch": arch, "size": self._large, "method": "logits", "knobs": {}}
+        spec = self._recipe(arch, self.spec.epochs.assistant) | self._learning()
+        spec |= {"arch": arch, "size": _square(self.spec.teacher_size), "method": "logits", "knobs": {}}
         return self._stage(StageKind.ASSISTANT, spec, {"dataset": self.dataset_key, "targets": targets.key})
 
     def export(self, candidate: Candidate, student: StagePlan) -> StagePlan:
@@ -145,20 +171,20 @@ class Planner:
 
     # ----------------------------------------------------------------------------------- helpers
 
-    @property
-    def _large(self) -> str:
-        return str(Size(self.spec.teacher_size, self.spec.teacher_size))
-
-    def _teaching(self, model: StagePlan) -> tuple[StagePlan, ...]:
-        spec = {
+    def _teaching(self, model: StagePlan, side: int, features: str) -> tuple[StagePlan, ...]:
+        """A trained network and the cache of what it says of every view."""
+        spec: dict[str, Json] = {
             "classes": self.classes,
-            "size": self._large,
+            "size": _square(side),
+            "store_size": _square(self.spec.teacher_size),
             "fit": str(self.spec.fit),
             "views": self.spec.views,
             "seed": self.spec.seed,
+            "mixup": self.spec.mixup,
         }
-        targets = self._stage(StageKind.TARGETS, spec, {"dataset": self.dataset_key, "model": model.key})
-        return (model, targets)
+        if features:
+            spec |= {"features": features, "feature_bytes": self.spec.feature_cache_bytes}
+        return (model, self._stage(StageKind.TARGETS, spec, {"dataset": self.dataset_key, "model": model.key}))
 
     def _network(self, candidate: Candidate) -> dict[str, Json]:
         return {
@@ -178,8 +204,14 @@ class Planner:
             "epochs": epochs,
             "seed": self.spec.seed,
             "views": self.spec.views,
+            "store_size": _square(self.spec.teacher_size),
+            "schedule": self.spec.schedule,
             "weights": Weights.from_catalogue(self.catalogue).source(arch),
         }
+
+    def _learning(self) -> dict[str, Json]:
+        """How assistants and students learn, where it differs from the teacher."""
+        return {"mixup": self.spec.mixup, "ema": self.spec.ema}
 
     def _measure(self, candidate: Candidate, export: StagePlan, *, split: str | None, latency: bool) -> StagePlan:
         spec: dict[str, Json] = {
@@ -197,17 +229,34 @@ class Planner:
         return self._stage(StageKind.MEASURE, spec, inputs)
 
     def _stage(self, kind: StageKind, spec: Mapping[str, Json], inputs: Mapping[str, str] | None = None) -> StagePlan:
-        return StagePlan(kind, dict(spec), dict(inputs or {}), self.catalogue.get("code", {}).get(str(kind), ""))
+        code = self.catalogue.get("code", {}).get(str(kind), "")
+        hints = {"compile": True} if self.spec.compile and kind in _TRAINED else {}
+        return StagePlan(kind, dict(spec), dict(inputs or {}), code, hints)
 
 
-def with_baseline(spec: JobSpec) -> bool:
-    """True when members of the front are also trained without a teacher."""
-    return spec.ablate != "none" and spec.method != BASELINE
+def variant_of(method: str) -> str:
+    """The variant that a method makes: the name of a baseline, or ``distilled``."""
+    return next((name for name, used in BASELINES.items() if used == method), DISTILLED)
+
+
+def baselines(spec: JobSpec, catalogue: Mapping[str, Json]) -> dict[str, str]:
+    """Variant -> method of what a job compares its front with; not its own method, and only what workers offer."""
+    if spec.ablate == "none":
+        return {}
+    offered = catalogue.get("methods", {})
+    return {name: method for name, method in BASELINES.items() if method != spec.method and method in offered}
 
 
 def unique(plans: Sequence[StagePlan]) -> list[StagePlan]:
     """The plans in order, each key once."""
     return list({plan.key: plan for plan in plans}.values())
+
+
+_TRAINED = (StageKind.TEACHER, StageKind.ASSISTANT, StageKind.STUDENT)
+
+
+def _square(side: int) -> str:
+    return str(Size(side, side))
 
 
 def planner(job: JobRecord, dataset: DatasetRecord, catalogue: Mapping[str, Json]) -> Planner:

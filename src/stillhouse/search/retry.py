@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stillhouse.search.job import UNMET, JobRecord
-from stillhouse.search.plan import BASELINE, planner
+from stillhouse.search.plan import baselines, planner
 from stillhouse.search.ports import Ledger
 
 
@@ -17,8 +17,9 @@ def retry(ledger: Ledger, job: JobRecord) -> JobRecord:
     dataset = ledger.dataset(job.spec.dataset)
     plan = planner(job, dataset, ledger.catalogue() or {})
     for trial in ledger.trials(job.id):
-        stages = [*plan.costing(trial.candidate).stages, *plan.testing(trial.candidate).stages]
-        stages += [*plan.training(trial.candidate).stages, *plan.testing(trial.candidate, BASELINE).stages]
+        stages = [*plan.costing(trial.candidate).stages]
+        for method in (job.spec.method, *baselines(job.spec, plan.catalogue).values()):
+            stages += [*plan.training(trial.candidate, method).stages, *plan.testing(trial.candidate, method).stages]
         for stage in stages:
             ledger.reopen_stage(stage)
         if trial.state == "failed":

@@ -76,7 +76,12 @@ def run(
         str, typer.Option(help="Costs that the front is drawn over.", rich_help_panel=SEARCH)
     ] = "macs,image_bytes",
     ablate: Annotated[
-        str, typer.Option(help="Train front members without a teacher too: none, best, all.", rich_help_panel=SEARCH)
+        str,
+        typer.Option(
+            help="Front members that are also trained without a teacher and by plain KD, the best of which is shipped: "
+            "none, best, all (or true).",
+            rich_help_panel=SEARCH,
+        ),
     ] = "none",
     codec: Annotated[str, typer.Option(help="How pictures are sent: jpeg or webp.", rich_help_panel=SEARCH)] = "jpeg",
     quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.", rich_help_panel=SEARCH)] = 90,
@@ -86,11 +91,24 @@ def run(
     ] = "tf_efficientnet_lite0",
     teacher_size: Annotated[int, typer.Option(help="Side the teacher reads.", rich_help_panel=TRAINING)] = 192,
     epochs: Annotated[str, typer.Option(help="teacher,assistant,student.", rich_help_panel=TRAINING)] = "6,6,12",
-    method: Annotated[str, typer.Option(help="tas, pixel, supervised.", rich_help_panel=TRAINING)] = "tas",
+    method: Annotated[
+        str, typer.Option(help="tas, logits, pixel, dist ... (GET /catalogue).", rich_help_panel=TRAINING)
+    ] = "tas",
     knob: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of the method; repeatable.", rich_help_panel=TRAINING)
     ] = None,
     views: Annotated[int, typer.Option(help="Augmented crops per picture.", rich_help_panel=TRAINING)] = 4,
+    ladder: Annotated[
+        str, typer.Option(help="Sides of further assistants, falling: 128,96.", rich_help_panel=TRAINING)
+    ] = "",
+    mixup: Annotated[float, typer.Option(help="Share of views that are mixed.", rich_help_panel=TRAINING)] = 0.0,
+    ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none.", rich_help_panel=TRAINING)] = 0.0,
+    schedule: Annotated[
+        str, typer.Option(help="Learning rate: one_cycle or cosine.", rich_help_panel=TRAINING)
+    ] = "one_cycle",
+    codec_share: Annotated[
+        float, typer.Option(help="Share of the student's views sent through the codec.", rich_help_panel=TRAINING)
+    ] = 0.0,
     classes: Annotated[int | None, typer.Option(help="First N classes only.", rich_help_panel=TRAINING)] = None,
     fit: Annotated[Fit, typer.Option(help="How pictures are fitted.", rich_help_panel=TRAINING)] = Fit.SQUASH,
     skip_faults: Annotated[bool, typer.Option(help="Leave unreadable pictures out and go on.")] = False,
@@ -129,6 +147,11 @@ def run(
             teacher_size=teacher_size,
             epochs=Epochs.parse(epochs),
             views=views,
+            ladder=_sides(ladder),
+            mixup=mixup,
+            ema=ema,
+            schedule=schedule,
+            codec_share=codec_share,
             fit=fit,
             codec=codec,
             quality=quality,
@@ -160,7 +183,8 @@ def _run(platform: Platform, data: str, spec: JobSpec, out: Path, skip_faults: b
     with Watcher(platform.ledger, console) as watcher:
         outcome = run_job(platform, data, spec, out=out, skip_faults=skip_faults, watcher=watcher)
     console.print(front_table(outcome.front))
-    console.print(f"{len(outcome.front)} of {len(outcome.deployments)} models are on the front; written to {out}/:")
+    networks = {deployment.trial_number for deployment in outcome.deployments}
+    console.print(f"{len(outcome.front)} of {len(networks)} models are on the front; written to {out}/:")
     for name in ("front.json", "front.png", *(path.name for path in outcome.files.values())):
         console.print(f"  {name}", highlight=False)
     return outcome
@@ -292,6 +316,13 @@ def _knobs(pairs: list[str]) -> dict[str, float | int | str | bool]:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not all(word.isdecimal() for word in words):
+        raise UserError(f"--ladder is written as sides in pixels, falling, such as 128,96, but got {text!r}")
+    return tuple(int(word) for word in words)
 
 
 def main() -> None:

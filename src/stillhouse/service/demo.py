@@ -7,6 +7,7 @@ from rich.table import Table
 
 from stillhouse.search.domain import Accuracy, Budget
 from stillhouse.search.job import Epochs, JobSpec
+from stillhouse.service.report import baseline_figures, trained, upset, variant_words
 from stillhouse.service.run import BUILTIN, Outcome
 
 
@@ -28,22 +29,25 @@ def demo_request(data: str) -> JobSpec:
 
 
 def print_comparison(outcome: Outcome, console: Console) -> None:
-    """Prints the best model beside the same network trained without a teacher at the same size and epochs."""
+    """Prints each compared model beside the same network trained in other ways, at the same size and epochs."""
+    spec = outcome.job.spec
     for member in outcome.front:
-        baseline = member.details.get("baselines", {}).get("no_teacher")
-        if baseline is None or member.test is None:
+        figures = baseline_figures(member)
+        if not figures or member.test is None:
             continue
         table = Table(title=f"What the teacher is worth: {member.candidate}", title_justify="left")
         table.add_column("training")
         table.add_column("epochs", justify="right")
         table.add_column("test accuracy (95 % interval)", justify="right")
-        spec = outcome.job.spec
         epochs = str(spec.epochs.student)
-        table.add_row(f"distilled ({member.details['method']})", epochs, _percent(member.test))
-        table.add_row("without a teacher", epochs, _percent(Accuracy(**baseline)))
+        table.add_row(f"{trained(member)}: shipped", epochs, _percent(member.test), style="bold")
+        for name, figure in figures.items():
+            table.add_row(variant_words(name), epochs, _percent(figure))
+        notes = [f"{said}." for said in [upset(member)] if said is not None]
         if spec.method == "tas":
             assistant = f"{spec.epochs.assistant} epochs at {spec.teacher_size} px"
-            table.caption = f"The distilled one starts from its assistant, which all trials share: {assistant}."
+            notes.append(f"The distilled one starts from its assistant, which all trials share: {assistant}.")
+        table.caption = " ".join(notes)
         console.print(table)
 
 

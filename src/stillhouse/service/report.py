@@ -4,7 +4,9 @@
 square size (so that a script can compare it with a limit) and ``[height, width]`` for any other.
 ``accuracy`` is that of the ONNX file on ``split``: ``test`` for members of a finished job's front, else
 ``val``; ``accuracy_low`` and ``accuracy_high`` are its 95 % Wilson interval. ``image_bytes`` is the mean
-over the data set's own pictures at ``codec`` and ``quality``.
+over the data set's own pictures at ``codec`` and ``quality``. ``variant`` says how the network in ``file`` was trained
+(``distilled``, ``no_teacher`` or ``plain_kd``); ``baselines`` holds the test figures of the same network trained in the
+other ways, and ``note`` says so where one of them beat the job's own method.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from stillhouse.search.domain import Accuracy, Deployment, Json, Size
+from stillhouse.search.domain import DISTILLED, Accuracy, Deployment, Json, Size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,14 +38,43 @@ UNITS: Mapping[str, tuple[float, str]] = {
 
 # Okabe & Ito's colours: told apart by colour-blind readers too.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#9a9a9a"
+_WORDS: Mapping[str, str] = {"no_teacher": "no teacher", "plain_kd": "plain KD"}
+_MARKERS: Mapping[str, str] = {"no_teacher": "D", "plain_kd": "^", DISTILLED: "v"}
 
 
 def model_file_name(deployment: Deployment) -> str:
     """Name of the deployment's ONNX file: unique within a job, safe on every file system."""
     candidate = deployment.candidate
     sizes = f"{candidate.image_size}-{candidate.network_size}"
-    name = f"{deployment.trial_number:02d}-{candidate.arch}-{sizes}-{candidate.stem}-{deployment.precision}"
+    variant = "" if deployment.variant == DISTILLED else f"-{deployment.variant}"
+    name = f"{deployment.trial_number:02d}-{candidate.arch}-{sizes}-{candidate.stem}-{deployment.precision}{variant}"
     return re.sub(r"[^A-Za-z0-9._-]", "_", name) + ".onnx"
+
+
+def trained(deployment: Deployment) -> str:
+    """How a deployment was trained, in words: ``distilled (tas)``, ``no teacher``, ``plain KD``."""
+    method = deployment.details.get("method")
+    return variant_words(deployment.variant) + (f" ({method})" if deployment.variant == DISTILLED and method else "")
+
+
+def variant_words(variant: str) -> str:
+    """A variant in words."""
+    return _WORDS.get(variant, variant.replace("_", " "))
+
+
+def upset(deployment: Deployment) -> str | None:
+    """Says so where a baseline beat the job's own method and is the file that is shipped; else None."""
+    others = baseline_figures(deployment)
+    if not deployment.is_baseline or not others:
+        return None
+    own = DISTILLED if DISTILLED in others else next(iter(others))
+    return f"{variant_words(deployment.variant)} beat {variant_words(own)} on validation, and is what is shipped"
+
+
+def baseline_figures(deployment: Deployment) -> dict[str, Accuracy]:
+    """Test accuracy of the same network trained in other ways, by variant; empty where it was not compared."""
+    found: Mapping[str, Json] = deployment.details.get("baselines") or {}
+    return {name: Accuracy(**entry) for name, entry in found.items()}
 
 
 def front_entry(deployment: Deployment, *, file: str | None) -> dict[str, Json]:
@@ -76,7 +107,9 @@ def front_entry(deployment: Deployment, *, file: str | None) -> dict[str, Json]:
         "accuracy_coded": coded["correct"] / coded["total"] if coded else None,
         "codec": coded.get("codec"),
         "quality": coded.get("quality"),
-        "baselines": {name: _shares(Accuracy(**entry)) for name, entry in _baselines(deployment).items()},
+        "variant": deployment.variant,
+        "baselines": {name: _shares(figure) for name, figure in baseline_figures(deployment).items()},
+        "note": upset(deployment),
         "precision": deployment.precision,
         "method": details.get("method"),
         "seed": details.get("seed"),
@@ -107,18 +140,22 @@ def write_front(
 
 
 def front_table(front: Sequence[Deployment]) -> Table:
-    """The front for the terminal, most accurate first; the numbers are those in ``front.png``."""
-    compared = sorted({name for member in front for name in _baselines(member)})
+    """The front for the terminal, most accurate first; the numbers are those in ``front.png``.
+
+    Below a model that was compared stands the same network trained in the other ways.
+    """
+    compared = any(baseline_figures(member) for member in front)
     table = Table(title="Pareto front", caption=_caption(front), box=SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("network", overflow="fold")
     table.add_column("pixels", no_wrap=True)
     table.add_column("stem", no_wrap=True)
-    for name in ("M\nMACs", "model\nkB", "image\nkB", "\nms", "acc.\n%", "95 %\nint.", "sent\n%", *_headings(compared)):
+    for name in ("M\nMACs", "model\nkB", "image\nkB", "\nms", "acc.\n%", "95 %\nint.", "sent\n%"):
         table.add_column(name, justify="right", no_wrap=True)
+    if compared:
+        table.add_column("trained", min_width=10)
     for number, member in enumerate(by_accuracy(front), start=1):
         candidate, cost, accuracy = member.candidate, member.cost, member.test or member.validation
-        low, high = accuracy.interval()
         table.add_row(
             str(number),
             candidate.arch,
@@ -128,11 +165,12 @@ def front_table(front: Sequence[Deployment]) -> Table:
             _scaled(cost.model_bytes, 1e3, 0),
             _scaled(cost.image_bytes, 1e3, 2),
             _scaled(cost.latency_ms, 1, 2),
-            f"{100 * accuracy.value:.1f}",
-            f"{100 * low:.0f}-{100 * high:.0f}",
+            *_percents(accuracy),
             _share(_coded(member)),
-            *(_share(_baselines(member).get(name)) for name in compared),
+            *([trained(member)] if compared else []),
         )
+        for name, figure in baseline_figures(member).items():
+            table.add_row(*[""] * 8, *_percents(figure), "", variant_words(name), style="dim")
     return table
 
 
@@ -160,7 +198,7 @@ def draw_front(
     legend_inches = 0.55 + 0.17 * math.ceil(len(members) / 2)
     figure = Figure(figsize=(5.2 * columns + 0.4, 3.9 * rows + legend_inches), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    others = [item for item in deployments if item.id not in {member.id for member in members}]
+    others = [item for item in deployments if item.trial_number not in {member.trial_number for member in members}]
     for panel, objective in zip(panels, objectives, strict=False):
         _draw_panel(panel, others, members, objective)
     for panel in list(figure.axes)[len(objectives) :]:
@@ -168,7 +206,7 @@ def draw_front(
     handles, labels = figure.axes[0].get_legend_handles_labels()
     for number, member in enumerate(members, start=1):
         handles.append(figure.axes[0].plot([], [], linestyle="none", marker=f"${number}$", color="black")[0])
-        labels.append(str(member.candidate))
+        labels.append(str(member.candidate) + (f", {trained(member)}" if baseline_figures(member) else ""))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     figure.suptitle("Accuracy over cost: what no other model beats", fontsize=11)
     figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
@@ -179,19 +217,7 @@ def _draw_panel(panel: Axes, others: Sequence[Deployment], members: Sequence[Dep
     if others:
         _draw_points(panel, others, objective, color=_GREY, marker="s", label="other models (validation)")
     split = " or ".join(sorted({"test" if member.test else "validation" for member in members}))
-    compared = [member for member in members if _baselines(member)]
-    for number, member in enumerate(members, start=1):
-        x = member.objective(objective) / unit
-        for entry in _baselines(member).values():
-            ends = [Accuracy(**entry).value * 100, (member.test or member.validation).value * 100]
-            panel.plot([x, x], ends, color=_ORANGE, linewidth=0.8, linestyle=":")
-            panel.plot(x, ends[0], color=_ORANGE, marker="D", markersize=5, markerfacecolor="white", linestyle="none")
-            panel.annotate(
-                str(number), (x, ends[0]), xytext=(5, -9), textcoords="offset points", fontsize=8, color=_ORANGE
-            )
-    if compared:
-        name = _words(next(iter(_baselines(compared[0]))))
-        panel.plot([], [], color=_ORANGE, marker="D", markerfacecolor="white", linestyle=":", label=f"same, {name}")
+    _draw_compared(panel, members, objective)
     _draw_points(panel, members, objective, color=_BLUE, marker="o", label=f"front ({split}), 95 % interval")
     steps = _best_of_panel(members, objective)
     panel.plot(*zip(*steps, strict=True), color=_BLUE, alpha=0.45, linewidth=1.6, drawstyle="steps-post", zorder=1)
@@ -209,6 +235,23 @@ def _draw_panel(panel: Axes, others: Sequence[Deployment], members: Sequence[Dep
     panel.set_ylabel("top-1 accuracy, %")
     panel.grid(visible=True, which="major", color="#e4e4e4", linewidth=0.6)
     panel.set_axisbelow(True)
+
+
+def _draw_compared(panel: Axes, members: Sequence[Deployment], objective: str) -> None:
+    """Marks the same networks trained in other ways, each tied to its member of the front."""
+    look: dict[str, Any] = {"color": _ORANGE, "markersize": 5, "markerfacecolor": "white"}
+    for number, member in enumerate(members, start=1):
+        x = member.objective(objective) / UNITS[objective][0]
+        for name, figure in baseline_figures(member).items():
+            ends = [figure.value * 100, (member.test or member.validation).value * 100]
+            panel.plot([x, x], ends, color=_ORANGE, linewidth=0.8, linestyle=":")
+            panel.plot(x, ends[0], marker=_MARKERS.get(name, "s"), linestyle="none", **look)
+            panel.annotate(
+                str(number), (x, ends[0]), xytext=(5, -9), textcoords="offset points", fontsize=8, color=_ORANGE
+            )
+    for name in sorted({name for member in members for name in baseline_figures(member)}):
+        marker, label = _MARKERS.get(name, "s"), f"same network, {variant_words(name)}"
+        panel.plot([], [], marker=marker, linestyle=":", label=label, **look)
 
 
 def _draw_points(
@@ -251,12 +294,6 @@ def _sparse(value: float, _position: float) -> str:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _baselines(member: Deployment) -> Mapping[str, Json]:
-    """Name -> {correct, total} of the same network trained in other ways."""
-    found: Mapping[str, Json] = member.details.get("baselines") or {}
-    return found
-
-
 def _shares(accuracy: Accuracy) -> dict[str, Json]:
     low, high = accuracy.interval()
     return {"accuracy": accuracy.value, "accuracy_low": low, "accuracy_high": high}
@@ -274,6 +311,12 @@ def _scaled(value: float | None, unit: float, digits: int) -> str:
     return "-" if value is None else f"{value / unit:,.{digits}f}"
 
 
+def _percents(accuracy: Accuracy) -> tuple[str, str]:
+    """Accuracy and its interval, in percent."""
+    low, high = accuracy.interval()
+    return f"{100 * accuracy.value:.1f}", f"{100 * low:.0f}-{100 * high:.0f}"
+
+
 def _share(entry: Json) -> str:
     return "-" if entry is None else f"{100 * Accuracy(**entry).value:.1f}"
 
@@ -282,14 +325,6 @@ def _coded(member: Deployment) -> Json:
     """Right answers on pictures that went through the codec, or None."""
     coded = member.details.get("coded")
     return {"correct": coded["correct"], "total": coded["total"]} if coded else None
-
-
-def _headings(names: Sequence[str]) -> list[str]:
-    return [_words(name).replace(" ", "\n") + " %" for name in names]
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _caption(front: Sequence[Deployment]) -> str:
@@ -301,4 +336,8 @@ def _caption(front: Sequence[Deployment]) -> str:
     lines = ["pixels: of the picture > inside the network", f"accuracy on {accuracy.total} {split} pictures"]
     if coded is not None:
         lines.append(f"sent: the same after {coded['codec']} q{coded['quality']}, which image kB is measured with")
+    if any(baseline_figures(member) for member in front):
+        lines.append("below a model: the same network trained in other ways, for comparison")
+    for number, member in enumerate(by_accuracy(front), start=1):
+        lines += [f"model {number}: {said}"] if (said := upset(member)) is not None else []
     return "\n".join(lines)

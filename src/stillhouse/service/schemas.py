@@ -130,14 +130,15 @@ def eta_s(job: JobRecord, trials: list[TrialRecord], stages: Mapping[str, StageR
     """Seconds that a running job still needs if it goes on as it went; None while that cannot be told.
 
     A trial counts by the share of its stages that are done, a running stage by its own progress. The first trial
-    also makes the teacher that all share, so the figure tends to be too high at first.
+    also makes the teacher that all share, so the figure tends to be too high at first. Comparing the front and reading
+    the test split, which come after the last trial, are not in it: None while they go on.
     """
     if job.state != "running" or job.started_at is None:
         return None
     passed = sum(_share(trial, stages) for trial in trials)
-    if passed < LEAST_TRIALS_FOR_ETA:
+    if not LEAST_TRIALS_FOR_ETA <= passed < job.spec.trials:
         return None
-    return max(0.0, (now - job.started_at) * (job.spec.trials - passed) / passed)
+    return (now - job.started_at) * (job.spec.trials - passed) / passed
 
 
 def _share(trial: TrialRecord, stages: Mapping[str, StageRecord]) -> float:

@@ -209,6 +209,7 @@ def catalogue() -> dict[str, Json]:
         name: {
             "teacher": method.needs.targets,
             "assistant": method.needs.starts_from_assistant,
+            "features": method.needs.features,
             "knobs": method.describe(),
         }
         for name, method in registry().items()

@@ -9,13 +9,16 @@ h, w        sides of the rendered view
 A view depends on (dataset digest, seed, picture index, view number) and on nothing else: not on the batch that
 the picture comes in, the process, or what was drawn before. So a teacher's outputs can be kept per view
 (Shen & Xing 2021, "A Fast Knowledge Distillation Framework"), and teacher and student see the same crop at
-their two sizes (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent").
+their two sizes (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent"). Mixup
+(Zhang et al. 2018) is part of the view for the same reason: which picture is mixed in, which of its crops and how
+much of it are drawn with the view, so the teacher's answer to the mixture can be kept too.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ from numpy.typing import NDArray
 from stillhouse.search.domain import Json, Size
 from stillhouse.search.errors import UserError
 
-_DRAWS = 7
+_DRAWS = 11
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -40,6 +43,8 @@ class ViewPolicy:
         flip: Mirrors half of the views left to right.
         brightness: Values are multiplied by a factor from 1 - brightness to 1 + brightness.
         contrast: Distances to mid grey are multiplied by a factor from 1 - contrast to 1 + contrast.
+        mixup: Share of the views that are mixed with a view of another picture; the picture's own part of the
+            mixture is uniform in [0.5, 1] [ours: the same mixtures as a uniform part, and a view stays its picture's].
     """
 
     scale_min: float = 0.5
@@ -48,6 +53,7 @@ class ViewPolicy:
     flip: bool = True
     brightness: float = 0.2
     contrast: float = 0.2
+    mixup: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.scale_min <= self.scale_max <= 1:
@@ -60,6 +66,8 @@ class ViewPolicy:
         for name in ("brightness", "contrast"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"0 <= {name} < 1 must hold, but got {getattr(self, name)}; 0 turns it off")
+        if not 0 <= self.mixup <= 1:
+            raise UserError(f"0 <= mixup <= 1 must hold, but got {self.mixup}; it is the share of views that are mixed")
 
     def to_json(self) -> dict[str, Json]:
         """JSON form; ``from_json`` reads it back."""
@@ -79,6 +87,9 @@ class ViewBatch:
         top, left, height, width: The crop (B,), float64 in [0, 1].
         flip: Mirrored left to right (B,), bool.
         brightness, contrast: Factors (B,), float32.
+        quality: Two uniform numbers a view, (B,) each in [0, 1): whether a codec is used, and at which quality.
+        partner: Numbers (B,) of the pictures that are mixed in; None when none is.
+        own: The picture's own part of the mixture (B,), float32; 1 where nothing is mixed in. None like ``partner``.
     """
 
     top: NDArray[np.float64]
@@ -88,6 +99,9 @@ class ViewBatch:
     flip: NDArray[np.bool_]
     brightness: NDArray[np.float32]
     contrast: NDArray[np.float32]
+    quality: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    partner: NDArray[np.int64] | None = None
+    own: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.top)
@@ -100,10 +114,13 @@ class Views:
         digest: The data set's.
         seed: Another seed gives other views.
         policy: How far views may lie from their pictures.
+        count: Pictures there are; needed to mix.
     """
 
-    def __init__(self, digest: str, seed: int, policy: ViewPolicy | None = None) -> None:
-        self.policy = policy or ViewPolicy()
+    def __init__(self, digest: str, seed: int, policy: ViewPolicy | None = None, count: int = 0) -> None:
+        self.policy, self.count = policy or ViewPolicy(), count
+        if self.policy.mixup and count < 2:
+            raise UserError(f"mixup needs at least 2 pictures, but got {count}; set mixup to 0")
         self._key = int.from_bytes(hashlib.sha256(f"views {digest} {seed}".encode()).digest()[:8], "little")
 
     def draw(self, indices: NDArray[np.int64], view: int) -> ViewBatch:
@@ -128,13 +145,28 @@ class Views:
             flip=(draws[4] < 0.5) & policy.flip,
             brightness=(1 + policy.brightness * (2 * draws[5] - 1)).astype(np.float32),
             contrast=(1 + policy.contrast * (2 * draws[6] - 1)).astype(np.float32),
+            quality=(draws[7], draws[8]),
+            **self._mixture(indices, draws[9], draws[10]),
         )
+
+    def _mixture(
+        self, indices: NDArray[np.int64], which: NDArray[np.float64], much: NDArray[np.float64]
+    ) -> dict[str, NDArray[Any]]:
+        """``partner`` and ``own``. One number says both whether and how much: below ``mixup`` it is mixed."""
+        if not self.policy.mixup:
+            return {}
+        step = 1 + np.minimum((which * (self.count - 1)).astype(np.int64), self.count - 2)
+        own = np.where(much < self.policy.mixup, 1 - 0.5 * much / self.policy.mixup, 1.0)
+        return {"partner": (indices + step) % self.count, "own": own.astype(np.float32)}
 
 
 def render(pictures: torch.Tensor, batch: ViewBatch, size: Size) -> torch.Tensor:
-    """Crops, resizes (antialiased bilinear), flips and jitters.
+    """``crop`` and ``jitter`` in one: (B, S, S, 3) uint8 -> (B, 3, h, w) float32 in [0, 1]; nothing is mixed in."""
+    return jitter(crop(pictures, batch, size), batch)
 
-    The jitter turns about mid grey, not about the picture's own mean, so that it is the same at every size.
+
+def crop(pictures: torch.Tensor, batch: ViewBatch, size: Size) -> torch.Tensor:
+    """Crops, resizes (antialiased bilinear) and flips.
 
     Args:
         pictures: (B, S, S, 3) uint8, contiguous.
@@ -142,7 +174,7 @@ def render(pictures: torch.Tensor, batch: ViewBatch, size: Size) -> torch.Tensor
         size: (h, w) of the result.
 
     Returns:
-        (B, 3, h, w) float32 in [0, 1], channels last in memory, on the pictures' device.
+        (B, 3, h, w) uint8, channels last in memory, on the pictures' device.
 
     Raises:
         ValueError: Shapes or types that do not fit.
@@ -162,14 +194,22 @@ def render(pictures: torch.Tensor, batch: ViewBatch, size: Size) -> torch.Tensor
         _edges(batch.left, batch.width, pictures.shape[2]),
     )
     for index, (top, bottom, left, right) in enumerate(np.concatenate([rows, columns], axis=1).tolist()):
-        crop = channels_first[index : index + 1, :, top:bottom, left:right]
-        resized[index] = F.interpolate(crop, (size.height, size.width), mode="bilinear", antialias=True)[0]
+        part = channels_first[index : index + 1, :, top:bottom, left:right]
+        resized[index] = F.interpolate(part, (size.height, size.width), mode="bilinear", antialias=True)[0]
     flip = torch.from_numpy(batch.flip).to(device)
     resized[flip] = resized[flip].flip(-1)
-    brightness = torch.from_numpy(batch.brightness).to(device)[:, None, None, None]
-    contrast = torch.from_numpy(batch.contrast).to(device)[:, None, None, None]
+    return resized if resized.dtype == torch.uint8 else resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def jitter(crops: torch.Tensor, batch: ViewBatch) -> torch.Tensor:
+    """Changes brightness and contrast: (B, 3, h, w) uint8 -> the same shape, float32 in [0, 1].
+
+    Contrast turns about mid grey, not about the picture's own mean, so that it is the same at every size.
+    """
+    brightness = torch.from_numpy(batch.brightness).to(crops.device)[:, None, None, None]
+    contrast = torch.from_numpy(batch.contrast).to(crops.device)[:, None, None, None]
     # ((x / 255) * brightness - 0.5) * contrast + 0.5, in two passes over the batch
-    return resized.float().mul_(brightness * contrast / 255).add_(0.5 - 0.5 * contrast).clamp_(0, 1)
+    return crops.float().mul_(brightness * contrast / 255).add_(0.5 - 0.5 * contrast).clamp_(0, 1)
 
 
 def _edges(start: NDArray[np.float64], length: NDArray[np.float64], side: int) -> NDArray[np.int64]:
@@ -180,7 +220,7 @@ def _edges(start: NDArray[np.float64], length: NDArray[np.float64], side: int) -
 
 
 def _uniform(key: int, indices: NDArray[np.int64], view: int) -> NDArray[np.float64]:
-    """Uniform numbers (7, B) in [0, 1), each a hash of (key, index, view, which draw).
+    """Uniform numbers (_DRAWS, B) in [0, 1), each a hash of (key, index, view, which draw).
 
     A counter put through SplitMix64's finaliser (Steele et al. 2014), once for each part of the counter.
     """

@@ -15,7 +15,12 @@ def upsampled_mse(student: Tensor, assistant: Tensor) -> Tensor:
     """
     if student.shape[:2] != assistant.shape[:2]:
         raise ValueError(f"batch and channels must agree, but got {tuple(student.shape)} and {tuple(assistant.shape)}")
-    size = [int(side) for side in assistant.shape[-2:]]
-    if list(student.shape[-2:]) != size:
-        student = F.interpolate(student, size=size, mode="bilinear", align_corners=False)
-    return F.mse_loss(student, assistant)
+    return F.mse_loss(upsample(student, assistant), assistant)
+
+
+def upsample(maps: Tensor, like: Tensor) -> Tensor:
+    """Maps (N, C, h, w) brought bilinearly to the grid of ``like``, whose last two axes are (H, W)."""
+    size = [int(side) for side in like.shape[-2:]]
+    if list(maps.shape[-2:]) == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

@@ -1,6 +1,7 @@
 """Logits at one resolution: L_pkd of Guo et al. (TPAMI 2024), after Hinton et al. (2015).
 
-It makes the assistant (TAS stage 1: model compression); the other methods build on it.
+It makes the assistant (TAS stage 1: model compression); the other methods build on it. Teacher and student see the
+same view, mixture included (Beyer et al. 2022), whether its logits come live or from the cache.
 """
 
 from __future__ import annotations
@@ -35,10 +36,8 @@ class Logits(Method):
 
     def pkd(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The two terms of L_pkd for logits (N, K)."""
-        if batch.teacher_logits is None:
-            raise ValueError(f"method {self.name} needs the teacher's logits")
         params: Any = self.params
         return {
             "task": (1 - params.alpha) * self.task.loss(logits, batch.labels),
-            "distillation": params.alpha * distillation_kl(logits, batch.teacher_logits, params.temperature),
+            "distillation": params.alpha * distillation_kl(logits, self.taught(batch).logits, params.temperature),
         }

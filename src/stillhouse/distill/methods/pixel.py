@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from stillhouse.distill.decoder import Decoder
+from stillhouse.distill.knowledge import Outline
 from stillhouse.distill.losses.isrd import isrd
 from stillhouse.distill.method import Batch, knob
 from stillhouse.distill.methods.logits import Logits, LogitsParams
@@ -34,9 +35,10 @@ class Pixel(Logits):
 
     name: ClassVar[str] = "pixel"
     Params: ClassVar[type] = PixelParams
+    compiles: ClassVar[bool] = False
 
-    def __init__(self, params: Any, task: Task, student: Network, assistant: Network | None, large: Size) -> None:
-        super().__init__(params, task, student, assistant, large)
+    def __init__(self, params: Any, task: Task, student: Network, mentor: Outline | None, large: Size) -> None:
+        super().__init__(params, task, student, mentor, large)
         if params.gamma > 0:
             channels, *grid = input_shape(student)
             self.extra["decoder"] = Decoder(channels, (grid[0], grid[1]), large)

@@ -4,6 +4,7 @@ The assistant is the student's architecture at the large size; it learned from t
 The student starts from it [ours] and learns
 L = L_pkd(teacher := assistant) + beta * sum_l L_fkd^l + gamma * L_isrd.
 Levels are the last three of a CNN, the last four blocks' attention maps of a ViT [ours; the paper leaves it open].
+The assistant's own may come from the cache: its views are the student's.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from stillhouse.distill.knowledge import chosen, tapped
 from stillhouse.distill.losses.attention import upsampled_attention_mse
 from stillhouse.distill.losses.features import upsampled_mse
 from stillhouse.distill.method import Batch, Needs, knob
 from stillhouse.distill.methods.pixel import Pixel, PixelParams
 from stillhouse.distill.taps import Taps, tap
-
-LEVELS, BLOCKS = 3, 4
 
 
 @dataclass(frozen=True)
@@ -35,35 +35,28 @@ class Tas(Pixel):
     """L_pkd from the assistant, its features or attention maps, and ISRD."""
 
     name: ClassVar[str] = "tas"
-    needs: ClassVar[Needs] = Needs(targets=True, starts_from_assistant=True)
+    needs: ClassVar[Needs] = Needs(targets=True, starts_from_assistant=True, features="native")
     Params: ClassVar[type] = TasParams
 
     @property
-    def reads_large(self) -> bool:
-        """The assistant reads the large crop, and ISRD gives it back."""
+    def features(self) -> str:
+        """Nothing at beta = 0."""
         params: Any = self.params
-        return bool(params.gamma > 0 or params.beta > 0)
+        return self.needs.features if params.beta > 0 else ""
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``task``, ``distillation``, ``features`` and ``isrd``."""
         params: Any = self.params
-        with tap(self.student, input=params.gamma > 0, levels=params.beta > 0, attention=params.beta > 0) as taps:
+        with tap(self.student, input=params.gamma > 0, **tapped(self.student, self.features)) as taps:
             logits = self.student(batch.small)
         found = self.pkd(logits, batch)
-        if params.beta > 0:
+        if self.features:
             found["features"] = params.beta * self._features(taps, batch)
-        if params.gamma > 0:
-            found |= self.reconstruction(taps, batch)
-        return found
+        return found | self.reconstruction(taps, batch)
 
-    def _features(self, student: Taps, batch: Batch) -> Tensor:
-        if self.assistant is None or batch.large is None:
-            raise ValueError("the feature loss needs the assistant and the large crop")
-        with torch.no_grad(), tap(self.assistant, levels=True, attention=True) as assistant:
-            self.assistant(batch.large)
-        if student.grid is not None and assistant.grid is not None:
-            grids = student.grid, assistant.grid
-            pairs = zip(student.attention[-BLOCKS:], assistant.attention[-BLOCKS:], strict=True)
-            return torch.stack([upsampled_attention_mse(s, a, *grids) for s, a in pairs]).sum()
-        levels = zip(student.levels[-LEVELS:], assistant.levels[-LEVELS:], strict=True)
-        return torch.stack([upsampled_mse(s, a) for s, a in levels]).sum()
+    def _features(self, taps: Taps, batch: Batch) -> Tensor:
+        pairs = list(zip(chosen(taps, self.features), self.taught(batch).features, strict=True))
+        grid = self.outline().grid
+        if taps.grid is not None and grid is not None:
+            return torch.stack([upsampled_attention_mse(s, a, taps.grid, grid) for s, a in pairs]).sum()
+        return torch.stack([upsampled_mse(s, a) for s, a in pairs]).sum()

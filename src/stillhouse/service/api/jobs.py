@@ -71,18 +71,21 @@ def cancel_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
 def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
     """The front: models that no other of the job beats on validation accuracy and on every chosen cost at once.
 
-    ``accuracy`` is the test split's once the job is done, the validation split's before.
+    ``accuracy`` is the test split's once the job is done, the validation split's before. ``compared`` holds the front's
+    networks trained in other ways (a job with ``ablate``), ``others`` what other trials made.
     """
     job = ctx.ledger.job(job_id)
     deployments = ctx.ledger.deployments(job_id)
     front = deployment_front(deployments, job.spec.objectives, job.spec.budget)
-    members = {member.id for member in front}
+    members, compared = {member.id for member in front}, {member.trial_number for member in front}
+    rest = [item for item in deployments if item.id not in members]
     return {
         "job": job.id,
         "state": job.state,
         "objectives": list(job.spec.objectives),
         "front": [_entry(member) for member in front],
-        "others": [_entry(other) for other in deployments if other.id not in members],
+        "compared": [_entry(item) for item in rest if item.trial_number in compared],
+        "others": [_entry(item) for item in rest if item.trial_number not in compared],
     }
 
 

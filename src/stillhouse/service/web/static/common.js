@@ -2,6 +2,8 @@
 export const percent = (x) => (x === null || x === undefined ? "–" : (100 * x).toFixed(1) + " %");
 export const fixed = (x, digits) => (x === null || x === undefined ? "–" : x.toFixed(digits));
 export const side = (size) => (Array.isArray(size) ? size.join("×") : String(size));
+const VARIANTS = { distilled: "distilled", no_teacher: "no teacher", plain_kd: "plain KD" };
+export const words = (variant) => VARIANTS[variant] ?? variant.replaceAll("_", " ");
 const UNITS = { max_macs: [1e6, "M MACs"], max_params: [1e6, "M parameters"], max_model_bytes: [1e3, "kB model"],
   max_image_bytes: [1, "bytes/picture"], max_latency_ms: [1, "ms"], max_memory_bytes: [1e6, "MB memory"] };
 

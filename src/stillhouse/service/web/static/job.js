@@ -1,4 +1,4 @@
-import { budget, cell, duration, element, fixed, get, percent, side, state } from "./common.js";
+import { budget, cell, duration, element, fixed, get, percent, side, state, words } from "./common.js";
 
 const status = document.getElementById("state");
 const id = status.dataset.job;
@@ -9,11 +9,25 @@ const AXES = { macs: [1e6, "M MACs"], image_bytes: [1, "bytes per picture"], lat
 let front = null;
 let drawn = "";
 
-function title(entry) {
-  return `${entry.arch}<br>${side(entry.image_size)} → ${side(entry.network_size)} px, ${entry.stem}`;
+function trained(entry) {
+  return words(entry.variant) + (entry.variant === "distilled" && entry.method ? ` (${entry.method})` : "");
 }
 
-function trace(entries, name, colour, size) {
+function title(entry) {
+  return `${entry.arch}<br>${side(entry.image_size)} → ${side(entry.network_size)} px, ${entry.stem}<br>${trained(entry)}`;
+}
+
+// How the model was trained, and what the same network reaches when it is trained in other ways.
+function training(entry) {
+  const box = element("span", trained(entry));
+  for (const [variant, figure] of Object.entries(entry.baselines)) {
+    box.append(element("small", `${words(variant)}: ${percent(figure.accuracy)}`, { class: "compared" }));
+  }
+  if (entry.note) box.append(element("small", entry.note, { class: "compared upset" }));
+  return box;
+}
+
+function trace(entries, name, colour, size, symbol = "circle") {
   const [unit, label] = AXES[axis.value];
   const known = entries.filter((entry) => entry[axis.value] !== null).sort((a, b) => a[axis.value] - b[axis.value]);
   return {
@@ -25,12 +39,13 @@ function trace(entries, name, colour, size) {
       arrayminus: known.map((entry) => 100 * (entry.accuracy - entry.accuracy_low)) },
     customdata: known.map((entry) => [title(entry), entry.links.onnx]),
     hovertemplate: `%{customdata[0]}<br>%{y:.1f} %, %{x:.4g} ${label}<extra>${name}</extra>`,
-    marker: { color: colour, size },
+    marker: { color: colour, size, symbol },
   };
 }
 
 function draw() {
   const any = front.front.length + front.others.length > 0;
+  const compared = front.compared.length ? [trace(front.compared, "same networks, trained otherwise", "#8c979e", 9, "diamond-open")] : [];
   const none = document.getElementById("no-front");
   none.hidden = any;
   none.textContent = ["queued", "running"].includes(front.state)
@@ -43,7 +58,8 @@ function draw() {
   const line = getComputedStyle(document.documentElement).getPropertyValue("--line").trim();
   const accent = getComputedStyle(document.documentElement).getPropertyValue("--accent").trim();
   const split = front.state === "done" ? "test" : "validation";
-  Plotly.react(plot, [trace(front.others, "other models (validation)", "#8c979e", 8), trace(front.front, "front", accent, 12)], {
+  const traces = [trace(front.others, "other models (validation)", "#8c979e", 8), ...compared, trace(front.front, "front", accent, 12)];
+  Plotly.react(plot, traces, {
     margin: { l: 56, r: 16, t: 8, b: 48 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
     font: { color: ink, family: "system-ui, sans-serif" }, legend: { orientation: "h", y: 1.08 }, hovermode: "closest",
     xaxis: { title: { text: AXES[axis.value][1] }, gridcolor: line, rangemode: "tozero" },
@@ -65,6 +81,7 @@ function listFront() {
     cell(row, entry.arch);
     cell(row, `${side(entry.image_size)} → ${side(entry.network_size)}`);
     cell(row, entry.stem);
+    cell(row, training(entry));
     cell(row, `${percent(entry.accuracy)} (${fixed(100 * entry.accuracy_low, 1)}–${fixed(100 * entry.accuracy_high, 1)})`,
       { number: true });
     cell(row, percent(entry.accuracy_coded), { number: true });
@@ -102,7 +119,9 @@ function list(job) {
   fact(facts, "Method", `${job.spec.method}, teacher ${job.spec.teacher} at ${job.spec.teacher_size} px`);
   fact(facts, "Trials", `${job.trials_ended} of ${job.trials_wanted}`);
   fact(facts, "Best on validation", percent(job.best_accuracy));
-  if (job.state === "running") fact(facts, "Left, about", duration(job.eta_s));
+  const searched = job.trials.length > 0 && job.trials.every((trial) => ["done", "failed", "infeasible"].includes(trial.state));
+  if (job.state === "running" && searched && job.trials_ended >= job.trials_wanted) fact(facts, "Now", "comparing, reading the test split");
+  else if (job.state === "running") fact(facts, "Left, about", duration(job.eta_s));
   else if (job.started_at && job.finished_at) fact(facts, "Took", duration(job.finished_at - job.started_at));
   const body = document.getElementById("trials").tBodies[0];
   body.replaceChildren();
