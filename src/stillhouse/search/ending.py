@@ -105,6 +105,8 @@ class Ending:
         """Stores each variant's test figures and, beside them, those of all others of its trial."""
         figures = {item.variant: read["accuracy"] for item, read in zip(variants, metrics, strict=True)}
         for item, read in zip(variants, metrics, strict=True):
+            if item.test is not None:
+                continue
             others = {name: figure for name, figure in figures.items() if name != item.variant}
             details: dict[str, Json] = {"coded": read.get("coded")}
             self._ledger.set_test(
