@@ -95,8 +95,6 @@ def test_the_time_left_follows_what_has_passed() -> None:
     assert eta(half, stages) == pytest.approx(60 * (4 - 2.375) / 2.375), "1.5 of 4 stages is 0.375 trials"
     over = [*ended, trial(2, "done"), trial(3, "done"), trial(4, "done")]
     assert eta(over, {}) is None, "what ends a job is not in it"
-        "what ends a job is not in it"
-    )
 
 
 def test_the_time_left_is_not_guessed_from_nothing() -> None:
