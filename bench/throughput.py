@@ -13,6 +13,8 @@
 - ``live`` (a'): ours, but the teacher runs in each step. It says what the cache saves, and is measured like the rest.
 - ``bare``: cross-entropy alone on batches in memory: the student's own forward and backward, nothing to distil.
 
+All but plain keep freed memory in the process, as the product's stages do (``distill/memory.py``).
+
 Each variant lives in a process of its own, and rounds alternate with one variant at work at a time (``_common.py``). So
 each has its own peak memory; that of plain leaves out its DataLoader's workers. Ratios are taken within a round; the
 table has their median, least and greatest.
@@ -51,6 +53,7 @@ from stillhouse.distill.data.views import ViewPolicy, Views
 from stillhouse.distill.feed import Feed, Pictures
 from stillhouse.distill.knowledge import observe
 from stillhouse.distill.loop import Recipe, Trainer, default_device
+from stillhouse.distill.memory import keep_freed_memory
 from stillhouse.distill.method import Batch
 from stillhouse.distill.methods.pixel import Pixel, PixelParams
 from stillhouse.distill.methods.supervised import Supervised
@@ -237,6 +240,7 @@ class Ours:
         return seen, time.perf_counter() - began
 
     def _built(self, kind: type[Pixel | Supervised] = Pixel) -> tuple[Trainer, Feed]:
+        keep_freed_memory()  # as every stage does
         pair, device = self.setup.pair, default_device()
         student = zoo.build(pair.student, classes=CLASSES, image_size=Size(pair.small, pair.small))
         student.to(device, memory_format=torch.channels_last)  # as ``loop.train`` does
@@ -306,6 +310,7 @@ VARIANTS = {"plain": Plain, "ours": Ours, "limit": Limit, "live": Live, "bare": 
 def fill(setup: Setup) -> tuple[dict[str, Path], dict[str, Any]]:
     """Writes the cache as the product does."""
     torch.set_num_threads(setup.threads)
+    keep_freed_memory()
     pictures = pictures_of(setup)
     options: dict[str, Any] = {"view_count": setup.views, "device": default_device(), "keep_bytes": 0}
     reader = Reader(pictures.train, pictures.views, Size(LARGE, LARGE), **options)

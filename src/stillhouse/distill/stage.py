@@ -18,6 +18,7 @@ from stillhouse.distill.data.store import PictureStore
 from stillhouse.distill.data.views import ViewPolicy, Views
 from stillhouse.distill.feed import Pictures
 from stillhouse.distill.loop import Recipe, default_device, evaluate, large_store_size, train
+from stillhouse.distill.memory import keep_freed_memory
 from stillhouse.distill.method import Method
 from stillhouse.distill.progress import Report
 from stillhouse.distill.targets import Cache, write_targets
@@ -107,6 +108,7 @@ def run(
         LeaseLostError: ``report`` said to stop.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     return _RUNNERS[plan.kind](Room(plan, inputs, work, cache, report))
 
 

@@ -20,7 +20,7 @@ from stillhouse.distill.data.codecs import encode
 from stillhouse.distill.data.views import ViewBatch, Views, crop, jitter
 from stillhouse.search.domain import Size
 
-CROP_BYTES = 1 << 30
+CROP_BYTES = 2 << 30
 """Most bytes of crops that one reader keeps."""
 
 SPREAD = (20, 5)
