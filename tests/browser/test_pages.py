@@ -1,5 +1,6 @@
 """The pages in a real Chromium: what a person sees, clicks and downloads."""
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1200,1400",
 )  # fmt: skip
+BASELINE = {"variant": "plain_kd", "is_baseline": True}
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -141,6 +143,34 @@ def test_a_model_is_downloaded(browser: webdriver.Chrome, site: tuple[str, str, 
     link = browser.find_element(By.CSS_SELECTOR, "#front tbody a")
     assert link.get_attribute("download").endswith(".onnx")
     assert httpx.get(link.get_attribute("href")).content == b"the bytes of a model"
+
+
+def test_how_each_model_was_trained_is_shown(
+    browser: webdriver.Chrome, site: tuple[str, str, str, MemoryLedger]
+) -> None:
+    base, _, running, ledger = site
+    own = ledger.deployment("mdl_5")
+    for name, right, told in (("own", 80, {"method": "tas"}), ("won", 90, {"method": "logits", **BASELINE})):
+        ledger.add_deployment(
+            dataclasses.replace(
+                own, id=f"mdl_{name}", job_id=running, test=None, validation=Accuracy(right, 100), details=told
+            )
+        )
+    ledger.set_test("mdl_own", Accuracy(150, 200), {"baselines": {"plain_kd": {"correct": 170, "total": 200}}})
+    ledger.set_test("mdl_won", Accuracy(170, 200), {"baselines": {"distilled": {"correct": 150, "total": 200}}})
+    browser.get(f"{base}/ui/jobs/{running}")
+    wait(browser, lambda b: shown(b, "#front tbody tr"))
+    (row,) = shown(browser, "#front tbody tr")
+    assert "85.0 %" in row
+    assert shown(browser, "#front tbody td:nth-child(4)")[0].splitlines() == [
+        "plain KD",
+        "distilled: 75.0 %",
+        "plain KD beat distilled on validation, and is what is shipped",
+    ]
+    assert "same networks, trained otherwise" in shown(browser, "#plot .legendtext")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#plot .scatterlayer .point")) == 2
+    picture(browser, "compared")
+    assert complaints(browser) == []
 
 
 def test_a_running_job_fills_by_itself(browser: webdriver.Chrome, site: tuple[str, str, str, MemoryLedger]) -> None:

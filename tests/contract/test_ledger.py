@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -201,6 +202,19 @@ def test_deployment_survives_storage(ledger: Ledger) -> None:
     assert ledger.deployments("job_none") == []
     with pytest.raises(NotFoundError):
         ledger.add_deployment(deployment("job_none", "mdl_c"))
+
+
+def test_variants_share_a_trial(ledger: Ledger) -> None:
+    job_id = new_job(ledger)
+    own, later = deployment(job_id, "mdl_b"), deployment(job_id, "mdl_c", 1)
+    told = {"method": "logits", "variant": "plain_kd", "is_baseline": True}
+    other = dataclasses.replace(own, id="mdl_a", validation=Accuracy(2, 4), details=told)
+    assert [ledger.add_deployment(item) for item in (own, later, other)] == [True] * 3
+    assert ledger.deployments(job_id) == [own, other, later], "by trial, then as they came"
+    assert (ledger.deployment("mdl_a").variant, ledger.deployment("mdl_a").is_baseline) == ("plain_kd", True)
+    assert (ledger.deployment("mdl_b").variant, ledger.deployment("mdl_b").is_baseline) == ("distilled", False)
+    assert ledger.set_test("mdl_a", Accuracy(1, 4), {"coded": None})
+    assert ledger.deployment("mdl_b").test is None
 
 
 def test_test_accuracy_is_set_once(ledger: Ledger) -> None:

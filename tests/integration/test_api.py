@@ -1,5 +1,6 @@
 """The API over a real ledger: doors, errors, downloads; and what it must not import."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -281,7 +282,7 @@ def test_the_front_and_its_model(served: Served, tmp_path: Path) -> None:
     job, model, content = served.finished(tmp_path)
     front = served.http.get(f"/jobs/{job}/pareto").json()
     (entry,) = front["front"]
-    assert front["others"] == []
+    assert front["compared"] == front["others"] == []
     assert (entry["model"], entry["accuracy"], entry["split"]) == (model, pytest.approx(12 / 18), "test")
     assert (entry["image_size"], entry["network_size"], entry["latency_p95_ms"]) == (32, 64, 2.5)
     whole = served.http.get(entry["links"]["onnx"])
@@ -292,6 +293,36 @@ def test_the_front_and_its_model(served: Served, tmp_path: Path) -> None:
     part = served.http.get(entry["links"]["onnx"], headers={"Range": "bytes=4-11"})
     assert (part.status_code, part.content) == (206, content[4:12])
     assert served.http.get(f"/models/{model}").json()["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_baseline_that_won_is_on_the_front_and_what_it_beat_beside_it(served: Served, tmp_path: Path) -> None:
+    job, model, _ = served.finished(tmp_path)
+    own = served.ledger.deployment(model)
+    figures = {"distilled": {"correct": 12, "total": 18}}
+    won = {"method": "supervised", "variant": "no_teacher", "is_baseline": True}
+    served.ledger.add_deployment(
+        dataclasses.replace(own, id="mdl_2", validation=Accuracy(10, 12), test=None, details=won)
+    )
+    served.ledger.set_test("mdl_2", Accuracy(15, 18), {"baselines": figures})
+    beaten = dataclasses.replace(own, id="mdl_3", trial_number=1, validation=Accuracy(8, 12), test=None)
+    served.ledger.add_deployment(beaten)
+    shown = served.http.get(f"/jobs/{job}/pareto").json()
+    assert [[entry["model"] for entry in shown[name]] for name in ("front", "compared", "others")] == [
+        ["mdl_2"],
+        [model],
+        ["mdl_3"],
+    ]
+    (entry,) = shown["front"]
+    assert (entry["variant"], entry["method"], entry["accuracy"]) == (
+        "no_teacher",
+        "supervised",
+        pytest.approx(15 / 18),
+    )
+    assert entry["baselines"]["distilled"]["accuracy"] == pytest.approx(12 / 18)
+    assert "no teacher beat distilled" in entry["note"]
+    assert entry["file"] != shown["compared"][0]["file"]
+    assert served.http.get("/models/mdl_2").json()["variant"] == "no_teacher"
+    assert served.http.get(f"/jobs/{job}").json()["trials_ended"] == 0, "a variant is no trial"
 
 
 def test_a_job_is_cancelled_once(served: Served) -> None:

@@ -107,7 +107,7 @@ def test_a_run_gives_models_that_meet_the_budget_and_do_what_they_say(
     pictures: Path, home: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    done = stillhouse(home, *small_run(pictures, out))
+    done = stillhouse(home, *small_run(pictures, out, "--ablate", "true"))
     assert done.returncode == 0, done.stdout + done.stderr
     front = json.loads((out / "front.json").read_text())
     assert front
@@ -120,11 +120,13 @@ def test_a_run_gives_models_that_meet_the_budget_and_do_what_they_say(
         assert entry["accuracy_low"] <= entry["accuracy"] <= entry["accuracy_high"]
         assert replay(entry, out, pictures) == pytest.approx(entry["accuracy"], abs=1e-9)
         assert entry["arch"] in done.stdout
+        assert {entry["variant"], *entry["baselines"]} == {"distilled", "no_teacher", "plain_kd"}
+        assert (entry["note"] is None) == (entry["variant"] == "distilled")
     assert (out / "front.png").read_bytes().startswith(b"\x89PNG")
     assert not [path for path in out.iterdir() if path.suffix == ".tmp"]
 
     before = finished(home)
-    again = stillhouse(home, *small_run(pictures, out))
+    again = stillhouse(home, *small_run(pictures, out, "--ablate", "true"))
     assert again.returncode == 0, again.stdout + again.stderr
     assert finished(home) == before, "the same command finds everything done"
     assert set(before.values()) == {1}

@@ -98,6 +98,19 @@ def test_what_cannot_be_asked_for(changes: dict[str, Any], message: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        *((name, name) for name in ("none", "best", "all")),
+        *((True, "all"), (False, "none"), ("true", "all"), ("false", "none")),
+    ],
+)
+def test_ablate_is_kept_as_a_word(given: bool | str, kept: str) -> None:
+    spec = JobSpec("ds", ablate=given)
+    assert spec.ablate == spec.to_json()["ablate"] == kept
+    assert JobSpec.from_json(spec.to_json() | {"ablate": given}) == spec
+
+
+@pytest.mark.parametrize(
     ("changes", "name"), [({"objectives": ("mac",)}, "mac"), ({"budget": Budget(device="phone")}, "phone")]
 )
 def test_names_that_are_not_known(changes: dict[str, Any], name: str) -> None:

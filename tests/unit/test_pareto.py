@@ -1,3 +1,4 @@
+import dataclasses
 import time
 
 import numpy as np
@@ -93,6 +94,18 @@ def test_deployment_front_reads_validation_and_the_budget():
 def test_of_equal_deployments_the_earlier_trial_stays():
     late, early = deployment(5, 80, 10, 10, identity="a"), deployment(1, 80, 10, 10, identity="b")
     assert deployment_front([late, early], ("macs",), Budget()) == [early]
+
+
+def test_of_equal_variants_the_jobs_own_stays():
+    own = deployment(1, 80, 10, 10, identity="z")
+    plain, bare = (
+        dataclasses.replace(own, id=identity, details={"variant": name, "is_baseline": True})
+        for identity, name in (("a", "plain_kd"), ("b", "no_teacher"))
+    )
+    assert deployment_front([plain, bare, own], ("macs",), Budget()) == [own]
+    assert deployment_front([plain, bare], ("macs",), Budget()) == [bare]
+    better = dataclasses.replace(plain, validation=Accuracy(81, 100))
+    assert deployment_front([better, bare, own], ("macs",), Budget()) == [better]
 
 
 def test_a_deployment_without_the_objective_is_refused():

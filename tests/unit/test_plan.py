@@ -11,7 +11,7 @@ import pytest
 from stillhouse.search.domain import Candidate, Size, StageKind, StagePlan
 from stillhouse.search.errors import UnknownNameError
 from stillhouse.search.job import Epochs, JobSpec
-from stillhouse.search.plan import Planner, ingest_plan
+from stillhouse.search.plan import Planner, baselines, ingest_plan, variant_of
 
 CATALOGUE = {
     "code": {kind.value: f"code-of-{kind.value}" for kind in StageKind},
@@ -97,6 +97,28 @@ def test_baseline_has_the_same_epochs_and_no_knob_of_the_method() -> None:
     assert distilled["epochs"] == plain["epochs"]
     assert distilled["knobs"] == {"gamma": 1.0}
     assert plain["knobs"] == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("tas", {"no_teacher": "supervised", "plain_kd": "logits"}),
+        ("supervised", {"plain_kd": "logits"}),
+        ("logits", {"no_teacher": "supervised"}),
+    ],
+)
+def test_a_front_is_compared_with_other_methods_that_workers_offer(method: str, expected: dict[str, str]) -> None:
+    offered = {"methods": {"tas": {}, "supervised": {}, "logits": {}}}
+    assert baselines(JobSpec("ds", method=method, ablate="best"), offered) == expected
+    assert baselines(JobSpec("ds", method=method), offered) == {}
+    assert "plain_kd" not in baselines(JobSpec("ds", method=method, ablate="all"), CATALOGUE)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("tas", "distilled"), ("supervised", "no_teacher"), ("logits", "plain_kd")]
+)
+def test_a_variant_is_named_by_its_method(method: str, name: str) -> None:
+    assert variant_of(method) == name
 
 
 def test_weights_come_from_package_then_hub_then_nowhere() -> None:

@@ -7,7 +7,15 @@ from PIL import Image
 from rich.console import Console
 
 from stillhouse.search.domain import COST_OBJECTIVES, Accuracy, Candidate, Cost, Deployment, Size
-from stillhouse.service.report import UNITS, by_accuracy, front_entry, front_table, model_file_name, write_front
+from stillhouse.service.report import (
+    UNITS,
+    by_accuracy,
+    front_entry,
+    front_table,
+    model_file_name,
+    trained,
+    write_front,
+)
 
 REQUIRED = {
     *("model", "arch", "image_size", "network_size", "stem", "macs", "params", "model_bytes", "image_bytes"),
@@ -50,6 +58,14 @@ DETAILS = {
 }
 
 
+BEATEN = {
+    "method": "logits",
+    "variant": "plain_kd",
+    "is_baseline": True,
+    "baselines": {"distilled": {"correct": 140, "total": 200}, "no_teacher": {"correct": 120, "total": 200}},
+}
+
+
 def test_entry_of_a_tested_model():
     entry = front_entry(deployment(0, 90, test=160, details=DETAILS), file="a.onnx")
     assert set(entry) >= REQUIRED
@@ -58,6 +74,7 @@ def test_entry_of_a_tested_model():
     assert entry["accuracy_low"] < 0.8 < entry["accuracy_high"]
     assert (entry["accuracy_coded"], entry["codec"], entry["quality"]) == (0.75, "jpeg", 90)
     assert entry["baselines"]["no_teacher"]["accuracy"] == 0.6
+    assert (entry["variant"], entry["note"]) == ("distilled", None)
     assert (entry["method"], entry["seed"], entry["latency_threads"]) == ("tas", 3, 2)
     assert (entry["file"], entry["preprocess"]) == ("a.onnx", {"fit": "squash"})
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry
@@ -74,6 +91,11 @@ def test_file_names_are_safe_and_differ():
     first = model_file_name(deployment(0, 90, arch="hub/a b"))
     assert first == "00-hub_a_b-64x64-128x128-stride1-fp32.onnx"
     assert first != model_file_name(deployment(1, 90, arch="hub/a b"))
+    names = {
+        model_file_name(deployment(0, 90, details={"variant": v})) for v in ("distilled", "no_teacher", "plain_kd")
+    }
+    assert len(names) == 3, "the variants of one trial have a file each"
+    assert "00-net_a.v2-64x64-128x128-stride1-fp32-plain_kd.onnx" in names
 
 
 def test_most_accurate_first_by_the_test_split():
@@ -83,8 +105,9 @@ def test_most_accurate_first_by_the_test_split():
 
 @pytest.mark.parametrize("objectives", [("macs",), ("macs", "image_bytes"), ("latency_ms", "params", "model_bytes")])
 def test_writes_the_front_as_json_and_picture(tmp_path, objectives):
-    front = [deployment(1, 80, test=150), deployment(0, 90, test=160, details=DETAILS)]
-    write_front([*front, deployment(2, 40)], front, tmp_path, objectives=objectives)
+    front = [deployment(1, 80, test=150, details=BEATEN), deployment(0, 90, test=160, details=DETAILS)]
+    variants = [deployment(1, 70, test=140, details={"variant": name}) for name in ("distilled", "no_teacher")]
+    write_front([*front, *variants, deployment(2, 40)], front, tmp_path, objectives=objectives)
     entries = json.loads((tmp_path / "front.json").read_text(encoding="utf-8"))
     assert [entry["model"] for entry in entries] == ["mdl_0", "mdl_1"]
     assert [entry["file"] for entry in entries] == [model_file_name(member) for member in by_accuracy(front)]
@@ -115,14 +138,38 @@ def printed(front, width=80):
     return capture.get()
 
 
-def test_table_fits_a_terminal_and_shows_the_baseline():
+def test_table_fits_a_terminal_and_shows_how_each_network_was_trained():
     text = printed([deployment(0, 90, test=160, details=DETAILS), deployment(1, 80, test=150)])
     assert max(len(line) for line in text.splitlines()) <= 80
-    rows = [" ".join(line.split()) for line in text.splitlines() if line.split()[:1] in (["1"], ["2"])]
-    assert rows[0] == "1 net_a.v2 64>128 stride1 12.3 3,999 2.10 1.25 80.0 74-85 75.0 60.0"
-    assert rows[1] == "2 net_a.v2 64>128 stride1 24.7 3,999 1.05 1.25 75.0 69-80 - -"
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "1 net_a.v2 64>128 stride1 12.3 3,999 2.10 1.25 80.0 74-85 75.0 distilled" in rows
+    assert "2 net_a.v2 64>128 stride1 24.7 3,999 1.05 1.25 75.0 69-80 - distilled" in rows
+    assert "60.0 53-67 no teacher" in rows, "the same network without a teacher stands below its model"
     assert "accuracy on 200 test pictures" in text
-    assert "no" in text and "teacher %" in text
+    assert " beat " not in text
+
+
+def test_a_baseline_that_won_is_said_plainly():
+    member = deployment(0, 90, test=160, details=BEATEN)
+    text = printed([member, deployment(1, 80, test=150)])
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "1 net_a.v2 64>128 stride1 12.3 3,999 2.10 1.25 80.0 74-85 - plain KD" in rows
+    assert {"70.0 63-76 distilled", "60.0 53-67 no teacher"} <= set(rows)
+    assert "model 1: plain KD beat distilled on validation, and is what is shipped" in rows
+    entry = front_entry(member, file=None)
+    assert (entry["variant"], entry["method"], set(entry["baselines"])) == (
+        "plain_kd",
+        "logits",
+        {"distilled", "no_teacher"},
+    )
+    assert entry["note"] == "plain KD beat distilled on validation, and is what is shipped"
+
+
+def test_how_a_model_was_trained_in_words():
+    assert trained(deployment(0, 90, details=DETAILS)) == "distilled (tas)"
+    assert trained(deployment(0, 90, details=BEATEN)) == "plain KD"
+    assert trained(deployment(0, 90, details={"method": "supervised", "variant": "no_teacher"})) == "no teacher"
+    assert trained(deployment(0, 90)) == "distilled"
 
 
 def test_table_without_test_figures_says_so():

@@ -44,6 +44,11 @@ def test_every_field_of_a_spec_can_be_sent() -> None:
     assert JobSpec.from_json(spec.to_json()) == spec
 
 
+@pytest.mark.parametrize(("sent", "kept"), [(True, "all"), (False, "none"), ("best", "best"), ("all", "all")])
+def test_ablate_is_a_truth_value_or_a_word(sent: Any, kept: str) -> None:
+    assert JobRequest.model_validate({"dataset": "ds_1", "search": {"ablate": sent}}).to_spec().ablate == kept
+
+
 @pytest.mark.parametrize(
     ("body", "place"),
     [
@@ -53,6 +58,7 @@ def test_every_field_of_a_spec_can_be_sent() -> None:
         ({"dataset": "d", "search": {"surprise": 1}}, "search.surprise"),
         ({"dataset": "d", "search": {"epochs": {"teacher": "x"}}}, "search.epochs.teacher"),
         ({"dataset": "d", "search": {"fit": "stretch"}}, "search.fit"),
+        ({"dataset": "d", "search": {"ablate": ["best"]}}, "search.ablate"),
         ({"dataset": "\ud800"}, "surrogates"),
         ({"dataset": "d", "search": {"knobs": {"a\0": 1}}}, "NUL"),
         ({"dataset": "d", "budget": {"max_macs": -(2**63)}}, "2**63"),
