@@ -69,6 +69,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "TAS + mixup": {"method": "tas", "knobs": {"beta": 0.0, "gamma": 0.0}, "mixup": 0.5},
     "TAS + EMA": {"method": "tas", "knobs": {"beta": 0.0, "gamma": 0.0}, "ema": 0.99},
     "TAS + codec": {"method": "tas", "knobs": {"beta": 0.0, "gamma": 0.0}, "codec_share": 0.5},
+    "TAS + codec 2x": {
+        "method": "tas",
+        "knobs": {"beta": 0.0, "gamma": 0.0},
+        "codec_share": 0.5,
+        "epochs": dataclasses.replace(EPOCHS, student=2 * EPOCHS.student),
+    },
+    "TAS + codec, lite2 at 224": {
+        "method": "tas",
+        "knobs": {"beta": 0.0, "gamma": 0.0},
+        "codec_share": 0.5,
+        "teacher": "tf_efficientnet_lite2",
+        "teacher_size": 224,
+    },
     "TAS + ladder": {"method": "tas", "knobs": {"beta": 0.0, "gamma": 0.0}, "ladder": (128,)},
     "adversarial MMD": {"method": "adversarial_mmd"},
 }
@@ -112,30 +125,33 @@ FIRST = [
     *_cells(LITE, 64, "stock", "no teacher"),
     *_cells(LITE, 64, "to 128", "no teacher", "TAS", "TAS, logits only", "KD"),
     *_cells(LITE, 32, "to 128", "TAS, logits only"),
+    *_cells(LITE, 64, "to 128", "TAS + codec"),
+    *_cells(LITE, 32, "to 128", "TAS + codec"),
 ]
 """What the aims are about: these cells come first for every seed."""
 
 NEXT = [
-    *_cells(LITE, 64, "to 128", "PD", "TAS + codec", "TAS + mixup", "KD 2x", "no teacher 2x"),
+    *_cells(LITE, 64, "to 128", "PD", "TAS + mixup", "KD 2x", "no teacher 2x", "TAS + codec 2x"),
     *_cells(LITE, 64, "stock", "KD", "PD", "TAS"),
-    *_cells(LITE, 32, "to 128", "no teacher", "KD", "TAS + codec"),
+    *_cells(LITE, 32, "to 128", "no teacher", "KD"),
     *_cells(LITE, 128, "stock", "no teacher", "KD"),
     *_cells(LITE, 64, "to 128", "TAS + EMA", "adversarial MMD", "DIST", "DKD", "standardised"),
     *_cells(LITE, 48, "to 128", "no teacher", "KD", "TAS, logits only"),
+    *_cells(MOBILE, 64, "stock", "no teacher", "KD"),
+    *_cells(MOBILE, 64, "to 128", "no teacher", "KD", "TAS, logits only"),
     *_cells(LITE, 64, "stride1", "no teacher", "KD", "TAS, logits only"),
     *_cells(LITE, 112, "stock", "no teacher", "KD", "TAS, logits only"),
-    *_cells(LITE, 64, "to 128", "hints", "attention transfer", "TAS, no ISRD", "TAS + ladder", "KD + mixup"),
-    *_cells(LITE, 64, "to 128", "no teacher, smoothed"),
-    *_cells(MOBILE, 64, "stock", "no teacher", "KD"),
-    *_cells(MOBILE, 64, "to 128", "no teacher", "KD", "PD", "TAS, logits only"),
     *_cells(VIT, 64, "stock", "no teacher", "KD", "PD"),
+    *_cells(LITE, 64, "to 128", "hints", "attention transfer", "TAS, no ISRD", "TAS + ladder", "KD + mixup"),
+    *_cells(LITE, 64, "to 128", "TAS + codec, lite2 at 224", "no teacher, smoothed"),
+    *_cells(MOBILE, 64, "to 128", "PD"),
     *_cells(VIT, 64, "to 96", "KD"),
     *_cells(VIT, 64, "stock", "TAS"),
 ]
 
 QUICK = [
     *_cells(LITE, 64, "stock", "no teacher"),
-    *_cells(LITE, 64, "to 128", "no teacher", "KD", "TAS, logits only"),
+    *_cells(LITE, 64, "to 128", "no teacher", "KD", "TAS + codec"),
 ]
 
 Run = tuple[Cell, int]
@@ -145,9 +161,7 @@ def runs(quick: bool) -> list[Run]:
     """Cells and seeds in the order in which they are worth the time."""
     if quick:
         return [(cell, 0) for cell in QUICK]
-    once = [(cell, SEEDS[0]) for cell in (*FIRST, *NEXT[:3])]
-    thrice = [(cell, seed) for seed in SEEDS[1:] for cell in FIRST]
-    return [*once, *thrice, *((cell, SEEDS[0]) for cell in NEXT[3:])]
+    return [*((cell, seed) for seed in SEEDS for cell in FIRST), *((cell, SEEDS[0]) for cell in NEXT)]
 
 
 class Study:
@@ -167,10 +181,8 @@ class Study:
             dataset="",
             classes=self.classes,
             seed=seed,
-            teacher=TEACHER,
-            teacher_size=TEACHER_SIZE,
             views=VIEWS,
-            **{"epochs": EPOCHS, **WAYS[cell.way]},
+            **{"teacher": TEACHER, "teacher_size": TEACHER_SIZE, "epochs": EPOCHS, **WAYS[cell.way]},
         )
 
     def plans(self, cell: Cell, seed: int) -> tuple[StagePlan, ...]:

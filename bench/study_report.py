@@ -19,8 +19,15 @@ Name = tuple[str, int, str, str]
 DRAWS = 4000
 BEGIN, END = "<!-- study: written by bench/study.py, not by hand -->", "<!-- study: end -->"
 LITE = "tf_efficientnet_lite0"
-DEFAULT = "TAS, logits only"
-COLOURS = {"no teacher": "#9a9a9a", "KD": "#0072B2", "PD": "#56B4E9", DEFAULT: "#D55E00", "TAS": "#E69F00"}
+DEFAULT = "TAS + codec"
+COLOURS = {
+    "no teacher": "#9a9a9a",
+    "KD": "#0072B2",
+    "PD": "#56B4E9",
+    "TAS": "#E69F00",
+    "TAS, logits only": "#009E73",
+    DEFAULT: "#D55E00",
+}
 
 
 def report(data: Mapping[str, Any], docs: Path | None) -> None:
@@ -113,6 +120,8 @@ def _aims(groups: Mapping[Name, Rows]) -> str:
         ("above the same student without a teacher", best, (LITE, 64, "to 128", "no teacher"), ">= 8 points"),
         ("above the same, trained twice as long", best, (LITE, 64, "to 128", "no teacher 2x"), "equal time"),
         ("above plain KD", best, (LITE, 64, "to 128", "KD"), "beyond the interval"),
+        ("above TAS with features and ISRD, no codec", best, (LITE, 64, "to 128", "TAS"), "off unless it helps"),
+        ("above TAS on logits alone, no codec", best, (LITE, 64, "to 128", "TAS, logits only"), "no loss"),
         ("above plain KD trained twice as long", best, (LITE, 64, "to 128", "KD 2x"), "equal time"),
         ("above the stock network fed 128 px, no teacher", best, (LITE, 128, "stock", "no teacher"), "equal MACs"),
         ("above the stock network fed 128 px, KD", best, (LITE, 128, "stock", "KD"), "equal MACs"),

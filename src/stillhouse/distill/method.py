@@ -30,11 +30,13 @@ class Needs:
         starts_from_assistant: The mentor is a trained network of the student's architecture at a larger size, and the
             student starts from it. Otherwise the mentor is the teacher.
         features: What is read inside the mentor: ``levels``, ``native`` (see ``knowledge.FEATURES``) or nothing.
+        features_by: Knob that weighs them; at 0 they are not read, and the planner does not have them cached.
     """
 
     targets: bool = False
     starts_from_assistant: bool = False
     features: str = ""
+    features_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,9 @@ class Method(ABC):
 
     @property
     def features(self) -> str:
-        """What must be in ``Batch.taught.features``; with these knobs it may be less than what the class needs."""
-        return self.needs.features
+        """What must be in ``Batch.taught.features``: what the class needs, or nothing where its weight is 0."""
+        weight = self.needs.features_by
+        return "" if weight and not getattr(self.params, weight) else self.needs.features
 
     def taught(self, batch: Batch) -> Knowledge:
         """The mentor's outputs."""

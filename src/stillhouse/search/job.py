@@ -109,7 +109,7 @@ class JobSpec:
     mixup: float = 0.0
     ema: float = 0.0
     schedule: str = "one_cycle"
-    codec_share: float = 0.0
+    codec_share: float = 0.5
     feature_cache_bytes: int = 1 << 30
     compile: bool = False
     fit: Fit = Fit.SQUASH

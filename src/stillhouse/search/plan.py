@@ -57,8 +57,8 @@ class MethodNeeds:
     features: str = ""
 
 
-def method_needs(data: Mapping[str, Json], name: str) -> MethodNeeds:
-    """Reads one method of the catalogue's ``methods`` entry.
+def method_needs(data: Mapping[str, Json], name: str, knobs: Mapping[str, Json] | None = None) -> MethodNeeds:
+    """Reads one method of the catalogue's ``methods`` entry; features whose weight these knobs set to 0 are not needed.
 
     Raises:
         UnknownNameError: No worker offers the method.
@@ -67,7 +67,9 @@ def method_needs(data: Mapping[str, Json], name: str) -> MethodNeeds:
     if name not in methods:
         raise UnknownNameError.among("method", name, methods)
     entry = methods[name]
-    return MethodNeeds(bool(entry["teacher"]), bool(entry["assistant"]), entry.get("features", ""))
+    weights = {knob["name"]: knob["default"] for knob in entry.get("knobs", ())} | dict(knobs or {})
+    read = weights.get(entry.get("features_by", ""), 1)
+    return MethodNeeds(bool(entry["teacher"]), bool(entry["assistant"]), entry.get("features", "") if read else "")
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ class Planner:
 
     def student(self, candidate: Candidate, method: str) -> tuple[StagePlan, ...]:
         """The student's stage with all that comes before it."""
-        needs = method_needs(self.catalogue, method)
         knobs = dict(self.spec.knobs) | dict(candidate.knobs) if method == self.spec.method else {}
+        needs = method_needs(self.catalogue, method, knobs)
         before: tuple[StagePlan, ...] = ()
         inputs, large = {"dataset": self.dataset_key}, self.spec.teacher_size
         if needs.teacher:

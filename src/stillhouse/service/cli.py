@@ -108,7 +108,7 @@ def run(
     ] = "one_cycle",
     codec_share: Annotated[
         float, typer.Option(help="Share of the student's views sent through the codec.", rich_help_panel=TRAINING)
-    ] = 0.0,
+    ] = 0.5,
     classes: Annotated[int | None, typer.Option(help="First N classes only.", rich_help_panel=TRAINING)] = None,
     fit: Annotated[Fit, typer.Option(help="How pictures are fitted.", rich_help_panel=TRAINING)] = Fit.SQUASH,
     skip_faults: Annotated[bool, typer.Option(help="Leave unreadable pictures out and go on.")] = False,

@@ -210,6 +210,7 @@ def catalogue() -> dict[str, Json]:
             "teacher": method.needs.targets,
             "assistant": method.needs.starts_from_assistant,
             "features": method.needs.features,
+            "features_by": method.needs.features_by,
             "knobs": method.describe(),
         }
         for name, method in registry().items()
