@@ -96,9 +96,14 @@ def told(root: Path, dataset: Output, teacher: Output) -> Output:
     return targets_of(root, dataset, teacher, **KEPT)
 
 
+FULL = {"beta": 0.1, "gamma": 1.0}
+"""Knobs of ``tas`` with its feature loss and ISRD at work."""
+
+
 def student_spec(arch: str, stem: str, epochs: int, **more: Any) -> dict[str, Any]:
     sizes = {"image_size": "32x32", "network_size": "48x48", "large_size": "64x64"}
-    return recipe(arch, epochs, stem=stem, **sizes | {"method": "tas", "knobs": {}} | more)
+    learns = {"method": "tas", "knobs": FULL if more.get("method", "tas") == "tas" else {}}
+    return recipe(arch, epochs, stem=stem, **sizes | learns | more)
 
 
 def test_targets_are_the_teachers_logits_for_each_view(
@@ -220,7 +225,7 @@ def test_a_rung_of_a_ladder_is_an_assistant_that_learns_as_a_student_does(
         return train(method, *args, **more)
 
     monkeypatch.setattr("stillhouse.distill.stage.train", looked_at)
-    spec = recipe("lcnet_050", 1, size="48x48", large_size="64x64", method="tas", knobs={"gamma": 2.0}, ema=0.5)
+    spec = recipe("lcnet_050", 1, size="48x48", large_size="64x64", method="tas", knobs=FULL, ema=0.5)
     inputs = {"dataset": dataset, "targets": told, "assistant": teacher}
     rung = stage(root, StageKind.ASSISTANT, spec, inputs)
     network = zoo.load(rung.files["weights"])

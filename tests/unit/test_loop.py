@@ -38,7 +38,8 @@ def method_of(name: str = "supervised", **knobs: float) -> Method:
     told = outline(mentor(), kind.needs.features) if kind.needs.targets else None
     torch.manual_seed(0)
     student = zoo.build("lcnet_035", classes=CLASSES, image_size=SMALL)
-    return kind(kind.params_from(knobs), Classification(), student, told, LARGE)
+    at_work = {row["name"]: row["default"] or row["search"][0] for row in kind.describe()}
+    return kind(kind.params_from(at_work | knobs), Classification(), student, told, LARGE)
 
 
 def pictures_of(mixup: float = 0.0, **more: Any) -> Pictures:

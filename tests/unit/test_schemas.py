@@ -31,7 +31,7 @@ def test_every_field_of_a_spec_can_be_sent() -> None:
         "epochs": {"teacher": 1, "assistant": 2, "student": 3}, "views": 2, "fit": "letterbox", "codec": "webp",
         "quality": 80, "objectives": ["latency_ms"], "archs": ["lcnet_050"], "image_sizes": ["48x64"],
         "ablate": "best", "latency_threads": 2, "ladder": [128, 96], "mixup": 0.5, "ema": 0.9, "schedule": "cosine",
-        "codec_share": 0.5, "feature_cache_bytes": 0, "compile": True,
+        "codec_share": 0.25, "feature_cache_bytes": 0, "compile": True,
     }  # fmt: skip
     names = {field.name for field in dataclasses.fields(JobSpec)} - {"dataset", "budget"}
     assert set(search) == names == set(Search.model_fields)
