@@ -10,7 +10,7 @@ from stillhouse.search.job import JobSpec
 
 CATALOGUE = {
     "tasks": ["classification"],
-    "names": ["resnet18", "lcnet_050"],
+    "names": ["resnet18", "lcnet_050", "a_vit"],
     "image_sizes": ["32x32"],
     "archs": {
         "lcnet_050": {
@@ -19,7 +19,17 @@ CATALOGUE = {
             "head_features": 8,
             "head_bias": True,
             "cells": {"32x32|stock": {"macs": 1000, "params": 100}},
-        }
+        },
+        "a_vit": {
+            "family": "vit",
+            "stems": ["stock", "half_patch"],
+            "head_features": 8,
+            "head_bias": True,
+            "cells": {
+                f"{side}x{side}|{stem}": {"macs": 1000, "params": 100}
+                for side, stem in ((32, "stock"), (48, "stock"), (56, "half_patch"))
+            },
+        },
     },
     "methods": {
         "pixel": {
@@ -29,7 +39,8 @@ CATALOGUE = {
                 {"name": "gamma", "type": "float", "default": 10.0, "low": 0.0, "high": 1000.0},
                 {"name": "free", "type": "str", "default": "x", "low": None, "high": None},
             ],
-        }
+        },
+        "tas": {"teacher": True, "assistant": True, "knobs": []},
     },
 }
 GOOD = JobSpec("ds", method="pixel", teacher="resnet18", archs=("lcnet_050",), knobs={"gamma": 5, "free": "y"})
@@ -59,3 +70,37 @@ def test_a_knob_out_of_range_says_the_range_and_what_came(value: object) -> None
     with pytest.raises(UserError, match=r"knob gamma of method pixel.*but got|must hold for knob gamma") as caught:
         check_request(CATALOGUE, dataclasses.replace(GOOD, knobs={"gamma": value}))
     assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"archs": ("a_vit",), "teacher_size": 200},
+            "teacher_size must be a multiple of 16.*a_vit.*got 200; take 192 or 208",
+        ),
+        ({"archs": (), "teacher_size": 200}, "teacher_size must be a multiple of 16"),
+        ({"archs": ("a_vit",), "ladder": (96, 56)}, "a side of ladder must be a multiple of 16.*got 56; take 48 or 64"),
+        ({"archs": ("a_vit",), "ladder": (96, 7)}, "got 7; take 16,"),
+        ({"teacher": "a_vit", "teacher_size": 200, "method": "pixel"}, "teacher_size must be a multiple of 16"),
+    ],
+)
+def test_pictures_that_a_patch_does_not_divide_are_told_before_any_work(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_request(
+            CATALOGUE, dataclasses.replace(JobSpec("ds", teacher="resnet18", archs=("lcnet_050",)), **changes)
+        )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"archs": ("a_vit",), "ladder": (96, 48)},
+        {"archs": ("lcnet_050",), "teacher_size": 200, "ladder": (97,)},
+        {"archs": ("a_vit",), "teacher_size": 200, "method": "pixel"},
+    ],
+)
+def test_sides_that_fit_pass(changes: dict[str, object]) -> None:
+    check_request(CATALOGUE, dataclasses.replace(JobSpec("ds", teacher="resnet18"), **changes))

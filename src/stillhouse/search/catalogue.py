@@ -8,6 +8,7 @@ figures of the body alone; the classifier depends on the number of classes K and
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -48,6 +49,13 @@ class Arch:
             head_bias=bool(data["head_bias"]),
             cells=cells,
         )
+
+    @property
+    def side_step(self) -> int:
+        """Sides of pictures that it reads with its own stem are multiples of this: a ViT's patch, 1 for a CNN."""
+        if self.family != "vit":
+            return 1
+        return math.gcd(*(side for size, stem in self.cells if stem == "stock" for side in (size.height, size.width)))
 
 
 @dataclass(frozen=True)

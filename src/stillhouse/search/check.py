@@ -16,7 +16,7 @@ def check_request(catalogue: Mapping[str, Json], spec: JobSpec) -> None:
 
     Raises:
         UnknownNameError: A teacher, architecture, task, method or knob that no worker knows.
-        UserError: A knob of the wrong type or out of its range.
+        UserError: A knob of the wrong type or out of its range; pictures that the patches of a ViT do not divide.
     """
     known = Catalogue.from_json(catalogue)
     known.check_teacher(spec.teacher)
@@ -29,11 +29,28 @@ def check_request(catalogue: Mapping[str, Json], spec: JobSpec) -> None:
         raise UserError(
             f"a ladder is made of assistants, but method {spec.method} has none; leave ladder out, or take method tas"
         )
+    _check_sides(known, spec, assistants=needs.assistant)
     knobs = {knob["name"]: knob for knob in catalogue["methods"][spec.method]["knobs"]}
     for name, value in spec.knobs.items():
         if name not in knobs:
             raise UnknownNameError.among(f"knob of method {spec.method}", name, knobs)
         _check_range(f"knob {name} of method {spec.method}", value, knobs[name])
+
+
+def _check_sides(known: Catalogue, spec: JobSpec, *, assistants: bool) -> None:
+    """The teacher reads pictures of ``teacher_size``, and so do assistants, which are students in kind; rungs, theirs."""
+    reads = [(spec.teacher, ("teacher_size", spec.teacher_size))]
+    if assistants:
+        sides = [("teacher_size", spec.teacher_size), *(("a side of ladder", side) for side in spec.ladder)]
+        reads += [(arch, side) for arch in spec.archs or sorted(known.archs) for side in sides]
+    for arch, (what, side) in reads:
+        step = known.archs[arch].side_step if arch in known.archs else 1
+        if side % step:
+            near = [str(found) for found in (side // step * step, (side // step + 1) * step) if found]
+            raise UserError(
+                f"{what} must be a multiple of {step}, the patch of {arch}, but got {side}; "
+                f"take {' or '.join(near)}, or name other networks"
+            )
 
 
 def _check_range(what: str, value: Json, knob: Mapping[str, Json]) -> None:
