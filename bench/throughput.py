@@ -13,11 +13,10 @@
 - ``live`` (a'): ours, but the teacher runs in each step. It says what the cache saves, and is measured like the rest.
 - ``bare``: cross-entropy alone on batches in memory: the student's own forward and backward, nothing to distil.
 
-All but plain keep freed memory in the process, as the product's stages do (``distill/memory.py``).
-
-Each variant lives in a process of its own, and rounds alternate with one variant at work at a time (``_common.py``). So
-each has its own peak memory; that of plain leaves out its DataLoader's workers. Ratios are taken within a round; the
-table has their median, least and greatest.
+All but plain keep freed memory in the process, as the product's stages do (``distill/memory.py``). Each variant lives
+in a process of its own, and rounds alternate with one variant at work at a time (``_common.py``). So each has its own
+peak memory; that of plain leaves out its DataLoader's workers. Ratios are taken within a round; the table has their
+median, least and greatest.
 
 The cache is filled for a share of the training pictures; its seconds and bytes are scaled to all of them and to the
 views of a job (``JobSpec.views``). It has paid after ``fill / (epoch of live - epoch of ours)`` epochs. Crops are kept
@@ -314,8 +313,8 @@ def fill(setup: Setup) -> tuple[dict[str, Path], dict[str, Any]]:
     pictures = pictures_of(setup)
     options: dict[str, Any] = {"view_count": setup.views, "device": default_device(), "keep_bytes": 0}
     reader = Reader(pictures.train, pictures.views, Size(LARGE, LARGE), **options)
-    folder, told = setup.work / setup.pair.name, {"features": "", "most_bytes": 0}
-    folder.mkdir()
+    (folder := setup.work / setup.pair.name).mkdir()
+    told: dict[str, Any] = {"features": "", "most_bytes": 0}
     return write_targets(teacher_of(setup), reader, setup.views, folder, report=lambda _: None, **told)
 
 
@@ -329,7 +328,6 @@ def row(setup: Setup, total: int, rounds: int) -> dict[str, Any]:
     scale = JobSpec.views * total / (setup.views * setup.pair.pictures)
     fill_s = figures["seconds"] * scale
     saved = total / middle["live"] - total / middle["ours"]
-    crops = JobSpec.views * total * 3 * LARGE**2
     return {
         "teacher": setup.pair.teacher,
         "student": setup.pair.student,
@@ -343,9 +341,8 @@ def row(setup: Setup, total: int, rounds: int) -> dict[str, Any]:
         "cache_views": JobSpec.views,
         "cache_pictures": total,
         "cache_fill_s": fill_s,
-        "cache_fill_s_per_view": fill_s / JobSpec.views,
         "cache_bytes": round(figures["bytes"] * scale),
-        "crop_bytes": crops,
+        "crop_bytes": (crops := JobSpec.views * total * 3 * LARGE**2),
         "crops_kept": crops <= CROP_BYTES,
         "peak_memory_bytes": memory,
         "rounds": rounds,
@@ -364,13 +361,13 @@ def table(rows: list[dict[str, Any]]) -> None:
             print(f"  {name:6}{found[f'{name}_images_per_s']:9.1f} images/s  {memory:7.0f} MiB")
         print(f"  cold  {found['cold_images_per_s']:9.1f} images/s")
         for to in ("plain", "limit"):
-            low, high = found[f"ratio_{to}_low"], found[f"ratio_{to}_high"]
-            print(f"  ours / {to} {found[f'ratio_{to}']:.2f} ({low:.2f} to {high:.2f})")
-        pays = found["pays_after_epochs"]
+            middle, low, high = (found[f"ratio_{to}{end}"] for end in ("", "_low", "_high"))
+            print(f"  ours / {to} {middle:.2f} ({low:.2f} to {high:.2f})")
         print(f"  for {found['cache_pictures']} pictures, {found['cache_views']} views:")
-        print(f"    cache filled in {found['cache_fill_s']:.0f} s, {found['cache_bytes'] / 2**20:.1f} MiB, ", end="")
-        print("does not pay" if pays is None else f"pays after {pays:.1f} epochs")
-        kept = "kept" if found["crops_kept"] else "not kept: a step costs what it costs in the cold epoch"
+        pays = found["pays_after_epochs"]
+        paid = "does not pay" if pays is None else f"pays after {pays:.1f} epochs"
+        print(f"    cache filled in {found['cache_fill_s']:.0f} s, {found['cache_bytes'] / 2**20:.1f} MiB, {paid}")
+        kept = "kept" if found["crops_kept"] else "not kept: a step costs what it does in the cold epoch"
         print(f"    large crops {found['crop_bytes'] / 2**20:.0f} MiB, {kept}")
     print(f"\n{rows[0]['cpu']}, {rows[0]['threads']} threads, batch {BATCH}, torch {rows[0]['torch']}")
 
@@ -387,10 +384,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON list on stdout and nothing else")
     args = parser.parse_args()
     pairs = [pair for pair in PAIRS if args.pair in (None, pair.name)]
-    rounds, views = args.rounds, args.views
+    rounds, views = (min(args.rounds, 2), 1) if args.quick else (args.rounds, args.views)
     if args.quick:
         pairs = [replace(pair, pictures=2 * BATCH, steps=4) for pair in pairs]
-        rounds, views = min(rounds, 2), 1
     with tempfile.TemporaryDirectory() as folder:
         note("extracts and ingests the pictures")
         total = alone(prepare, args.data, Path(folder), LARGE)

@@ -38,7 +38,7 @@ def check_request(catalogue: Mapping[str, Json], spec: JobSpec) -> None:
 
 
 def _check_sides(known: Catalogue, spec: JobSpec, *, assistants: bool) -> None:
-    """The teacher reads pictures of ``teacher_size``, and so do assistants, which are students in kind; rungs, theirs."""
+    """Teacher and assistant read pictures of ``teacher_size``, each rung of a ladder pictures of its own side."""
     reads = [(spec.teacher, ("teacher_size", spec.teacher_size))]
     if assistants:
         sides = [("teacher_size", spec.teacher_size), *(("a side of ladder", side) for side in spec.ladder)]
