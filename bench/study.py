@@ -56,6 +56,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "no teacher, smoothed": {"method": "supervised", "knobs": {"smoothing": 0.1}},
     "KD": {"method": "logits"},
     "KD 2x": {"method": "logits", "epochs": dataclasses.replace(EPOCHS, student=2 * EPOCHS.student)},
+    "KD + codec": {"method": "logits", "codec_share": 0.5},
     "KD + mixup": {"method": "logits", "mixup": 0.5},
     "PD": {"method": "pixel"},
     "DIST": {"method": "dist"},
@@ -135,7 +136,7 @@ NEXT = [
     *_cells(LITE, 64, "stock", "KD", "PD", "TAS"),
     *_cells(LITE, 32, "to 128", "no teacher", "KD"),
     *_cells(LITE, 128, "stock", "no teacher", "KD"),
-    *_cells(LITE, 64, "to 128", "TAS + EMA", "adversarial MMD", "DIST", "DKD", "standardised"),
+    *_cells(LITE, 64, "to 128", "TAS + EMA", "KD + codec", "adversarial MMD", "DIST", "DKD", "standardised"),
     *_cells(LITE, 48, "to 128", "no teacher", "KD", "TAS, logits only"),
     *_cells(MOBILE, 64, "stock", "no teacher", "KD"),
     *_cells(MOBILE, 64, "to 128", "no teacher", "KD", "TAS, logits only"),
@@ -182,7 +183,13 @@ class Study:
             classes=self.classes,
             seed=seed,
             views=VIEWS,
-            **{"teacher": TEACHER, "teacher_size": TEACHER_SIZE, "epochs": EPOCHS, **WAYS[cell.way]},
+            **{
+                "teacher": TEACHER,
+                "teacher_size": TEACHER_SIZE,
+                "epochs": EPOCHS,
+                "codec_share": 0.0,
+                **WAYS[cell.way],
+            },
         )
 
     def plans(self, cell: Cell, seed: int) -> tuple[StagePlan, ...]:
