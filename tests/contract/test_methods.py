@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from knobs import all_at_work
 from stillhouse.distill import methods, tasks, zoo
 from stillhouse.distill.data.reader import Reader
 from stillhouse.distill.data.views import ViewPolicy, Views
@@ -85,11 +86,6 @@ def started(family: str, from_assistant: bool) -> Network:
     return student
 
 
-def whole(kind: type[Method]) -> dict[str, float]:
-    """Knobs under which every part of a method is at work: one that is off by default gets its least useful value."""
-    return {row["name"]: row["default"] or row["search"][0] for row in kind.describe()}
-
-
 def made(name: str, task: str, pair: str, knobs: Mapping[str, float] | None = None) -> Made:
     kind = REGISTRY[name]
     assists = kind.needs.starts_from_assistant
@@ -100,7 +96,9 @@ def made(name: str, task: str, pair: str, knobs: Mapping[str, float] | None = No
         mentor = deepcopy(built(arch, LARGE, LARGE, "stock"))
         told = outline(mentor, kind.needs.features)
     torch.manual_seed(0)
-    under = kind(kind.params_from(whole(kind) | dict(knobs or {})), tasks.registry()[task](), student, told, LARGE)
+    under = kind(
+        kind.params_from(all_at_work(kind) | dict(knobs or {})), tasks.registry()[task](), student, told, LARGE
+    )
     student.train()
     return Made(under, mentor)
 
@@ -251,7 +249,7 @@ def test_tas_adds_up_as_the_paper_says() -> None:
 
 @cases_of(lambda kind: hasattr(kind.Params, "gamma"))
 def test_isrd_reaches_the_input_convolution_and_the_decoder_only(name: str, task: str, pair: str) -> None:
-    case, params = made(name, task, pair), REGISTRY[name].params_from(whole(REGISTRY[name]))
+    case, params = made(name, task, pair), REGISTRY[name].params_from(all_at_work(REGISTRY[name]))
     batch = batch_for(case)
     with torch.no_grad(), tap(case.student, input=True) as taps:
         case.student(batch.small)
