@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from knobs import all_at_work
+from knobs import at_work
 from stillhouse.distill import methods, tasks, zoo
 from stillhouse.distill.data.reader import Reader
 from stillhouse.distill.data.views import ViewPolicy, Views
@@ -96,9 +96,7 @@ def made(name: str, task: str, pair: str, knobs: Mapping[str, float] | None = No
         mentor = deepcopy(built(arch, LARGE, LARGE, "stock"))
         told = outline(mentor, kind.needs.features)
     torch.manual_seed(0)
-    under = kind(
-        kind.params_from(all_at_work(kind) | dict(knobs or {})), tasks.registry()[task](), student, told, LARGE
-    )
+    under = kind(at_work(kind, knobs), tasks.registry()[task](), student, told, LARGE)
     student.train()
     return Made(under, mentor)
 
@@ -249,7 +247,7 @@ def test_tas_adds_up_as_the_paper_says() -> None:
 
 @cases_of(lambda kind: hasattr(kind.Params, "gamma"))
 def test_isrd_reaches_the_input_convolution_and_the_decoder_only(name: str, task: str, pair: str) -> None:
-    case, params = made(name, task, pair), REGISTRY[name].params_from(all_at_work(REGISTRY[name]))
+    case, params = made(name, task, pair), at_work(REGISTRY[name])
     batch = batch_for(case)
     with torch.no_grad(), tap(case.student, input=True) as taps:
         case.student(batch.small)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from knobs import all_at_work
+from knobs import at_work
 from stillhouse.distill import methods, zoo
 from stillhouse.distill.data.reader import Codec, Reader
 from stillhouse.distill.data.views import ViewPolicy, Views
@@ -39,7 +39,7 @@ def method_of(name: str = "supervised", **knobs: float) -> Method:
     told = outline(mentor(), kind.needs.features) if kind.needs.targets else None
     torch.manual_seed(0)
     student = zoo.build("lcnet_035", classes=CLASSES, image_size=SMALL)
-    return kind(kind.params_from(all_at_work(kind) | knobs), Classification(), student, told, LARGE)
+    return kind(at_work(kind, knobs), Classification(), student, told, LARGE)
 
 
 def pictures_of(mixup: float = 0.0, **more: Any) -> Pictures:
