@@ -49,9 +49,10 @@ from _common import PlainPictures, alone, alternate, cpu, note, prepare, ratio, 
 from stillhouse.distill import zoo
 from stillhouse.distill.data.reader import CROP_BYTES, Reader
 from stillhouse.distill.data.views import ViewPolicy, Views
+from stillhouse.distill.device import default_device
 from stillhouse.distill.feed import Feed, Pictures
 from stillhouse.distill.knowledge import observe
-from stillhouse.distill.loop import Recipe, Trainer, default_device
+from stillhouse.distill.loop import Recipe, Trainer
 from stillhouse.distill.memory import keep_freed_memory
 from stillhouse.distill.method import Batch
 from stillhouse.distill.methods.pixel import Pixel, PixelParams

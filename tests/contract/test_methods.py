@@ -193,7 +193,7 @@ def test_no_gradient_goes_to_what_the_mentor_told(name: str, task: str, pair: st
     case = made(name, task, pair)
     batch = batch_for(case)
     assert batch.taught is not None
-    told = (batch.taught.logits, batch.taught.pooled, *batch.taught.features)
+    told = (batch.taught.logits, *batch.taught.features)
     assert len(batch.taught.features) == len(case.method.outline().features)
     assert not any(value.requires_grad for value in told)
     was = [value.clone() for value in told]
@@ -212,13 +212,16 @@ def test_a_method_says_that_it_misses_its_mentor(name: str, task: str, pair: str
 
 @every_case
 def test_only_a_method_that_reads_inside_the_student_is_not_compiled(name: str, task: str, pair: str) -> None:
-    case = made(name, task, pair)
+    case, kind = made(name, task, pair), REGISTRY[name]
+    default = kind(kind.params_from({}), case.method.task, case.student, case.method.mentor, LARGE)
     seen: list[int] = []
     probe = case.student.register_forward_pre_hook(lambda *_: seen.append(hooks(case.student) - 1))
-    case.method.losses(batch_for(case))
+    for method in (case.method, default):
+        seen.clear()
+        method.losses(batch_for(case))
+        assert len(seen) == 1, "one pass a step"
+        assert (seen[0] == 0) is method.compiles
     probe.remove()
-    assert len(seen) == 1, "one pass a step"
-    assert (seen[0] == 0) is case.method.compiles
     assert hooks(case.student) == 0
 
 
@@ -226,6 +229,7 @@ def test_only_a_method_that_reads_inside_the_student_is_not_compiled(name: str, 
 def test_knobs_at_zero_take_their_part_away(pair: str) -> None:
     bare = made("tas", "classification", pair, {"beta": 0.0, "gamma": 0.0})
     assert (bare.method.features, bare.method.reads_large, list(bare.method.extra)) == ("", False, [])
+    assert bare.method.compiles, "nothing is read inside a student of a job that names no knobs"
     assert set(bare.method.losses(batch_for(bare))) == {"task", "distillation"}
     assert made("tas", "classification", pair).method.features == "native"
 
@@ -287,7 +291,7 @@ def test_the_student_gets_the_discriminators_gradient_with_its_sign_turned(name:
         else:
             with tap(case.student, pooled=True) as taps:
                 case.student(batch.small)
-            guess = judge(torch.cat([taps.pooled, batch.taught.pooled])).squeeze(1)
+            guess = judge(torch.cat([taps.pooled, *batch.taught.features])).squeeze(1)
             truth = torch.tensor([0.0] * 6 + [1.0] * 6)  # 1: comes from the large picture
             weight = case.method.params.adversarial  # type: ignore[attr-defined]
             loss = weight * F.binary_cross_entropy_with_logits(guess, truth)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -226,3 +227,15 @@ def test_labels_of_mixed_views(dtype: torch.dtype) -> None:
     plain = Classification().mixed(torch.tensor(labels), torch.tensor(others), torch.ones(5), 7)
     assert torch.equal(plain.argmax(1), torch.tensor(labels))
     assert set(plain.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("loss", [pairwise, mmd])
+def test_distances_far_from_zero_survive_autocast(
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    made = torch.Generator().manual_seed(0)
+    student, mentor = (3 + 0.3 * torch.randn(32, 1280, generator=made) for _ in range(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(student, mentor)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, loss(student, mentor), rtol=1e-3, atol=0)

@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillhouse.distill import targets, zoo
+from stillhouse.distill import progress, targets, zoo
 from stillhouse.distill.data.reader import Reader
 from stillhouse.distill.data.views import ViewPolicy, Views
 from stillhouse.distill.knowledge import FEATURES, Outline, observe, outline
-from stillhouse.distill.taps import classifier, tap
+from stillhouse.distill.taps import tap
 from stillhouse.distill.targets import Cache, write_targets
 from stillhouse.distill.zoo import Network
 from stillhouse.search.domain import Size
-from stillhouse.search.errors import LeaseLostError
+from stillhouse.search.errors import LeaseLostError, StageError
 
 COUNT, VIEWS, CLASSES = 10, 3, 4
 ARCHS = {"cnn": "lcnet_035", "vit": "vit_tiny_patch16_224"}
@@ -32,6 +32,8 @@ SHAPES = {
     ("cnn", "levels"): ((48, 4, 4), (88, 2, 2), (176, 1, 1)),
     ("vit", "levels"): ((192, 2, 2),) * 3,
     ("vit", "native"): ((3, 4, 4),) * 4,
+    ("cnn", "pooled"): ((1280,),),
+    ("vit", "pooled"): ((192,),),
 }
 
 
@@ -57,14 +59,15 @@ def test_a_mentor_tells_what_is_asked_and_no_more(family: str, features: str) ->
     told = observe(network, pictures(), features)
     assert not network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    with torch.no_grad(), tap(network, levels=True, attention=True) as taps:
+    with torch.no_grad(), tap(network, levels=True, attention=True, pooled=True) as taps:
         torch.testing.assert_close(told.logits, network(pictures()))
-        torch.testing.assert_close(classifier(network)(told.pooled), told.logits)
-    expected = {"": [], "levels": taps.levels[-3:], "native": taps.attention[-4:] or taps.levels[-3:]}[features]
-    assert len(told.features) == len(expected) == {"": 0, "levels": 3}.get(features, 3 if family == "cnn" else 4)
+    native = taps.attention[-4:] or taps.levels[-3:]
+    expected = {"": [], "levels": taps.levels[-3:], "native": native, "pooled": [taps.pooled]}[features]
+    counts = {"": 0, "levels": 3, "native": 3 if family == "cnn" else 4, "pooled": 1}
+    assert len(told.features) == len(expected) == counts[features]
     for found, wanted in zip(told.features, expected, strict=True):
         torch.testing.assert_close(found, wanted)
-    values = (told.logits, told.pooled, *told.features)
+    values = (told.logits, *told.features)
     assert not any(value.requires_grad for value in values)
     assert {value.dtype for value in values} == {torch.float32}
 
@@ -74,7 +77,6 @@ def test_a_mentor_tells_what_is_asked_and_no_more(family: str, features: str) ->
 def test_an_outline_gives_the_shapes_of_what_is_told(family: str, features: str) -> None:
     told, shapes = observe(mentor(family), pictures(), features), outline(mentor(family), features)
     assert told.logits.shape == (5, shapes.classes) == (5, CLASSES)
-    assert told.pooled.shape == (5, shapes.pooled)
     assert tuple(tuple(value.shape[1:]) for value in told.features) == shapes.features
     assert shapes.grid == (None if family == "cnn" else (2, 2))
     assert Outline.from_json(json.loads(json.dumps(shapes.to_json()))) == shapes
@@ -84,6 +86,34 @@ def test_an_outline_gives_the_shapes_of_what_is_told(family: str, features: str)
 @pytest.mark.parametrize(("family", "features"), SHAPES)
 def test_shapes_that_are_known(family: str, features: str) -> None:
     assert outline(mentor(family), features).features == SHAPES[family, features]
+
+
+ODD = {
+    "mambaout_femto": "a level of 48 channels came as (1, 16, 16, 48)",  # channels last
+    "pit_ti_224": "a level of 64 channels came as tuple",
+    "hrnet_w18_small": "it does not say which modules give them",
+    "coat_tiny": "3 feature levels must be there, but coat_tiny gives 0",
+}
+
+
+@pytest.mark.parametrize("arch", ODD)
+def test_a_network_without_levels_of_the_known_form_still_tells_logits(arch: str) -> None:
+    side = Size(224, 224) if arch in ("pit_ti_224", "coat_tiny") else Size(64, 64)
+    network = zoo.build(arch, classes=CLASSES, image_size=side)
+    assert outline(network, "") == Outline(CLASSES)
+    with pytest.raises(StageError, match="take a method that reads logits only") as caught:
+        outline(network, "levels")
+    assert arch in str(caught.value)
+    assert ODD[arch] in str(caught.value)
+
+
+@pytest.mark.parametrize("arch", ["repvit_m0_9", "deit_tiny_distilled_patch16_224"])
+def test_a_network_without_a_single_classifier_tells_logits_and_levels(arch: str) -> None:
+    network = zoo.build(arch, classes=CLASSES, image_size=Size(64, 64))
+    assert outline(network, "").classes == CLASSES
+    assert len(outline(network, "levels").features) == 3
+    with pytest.raises(StageError, match="no single linear classifier"):
+        outline(network, "pooled")
 
 
 # ------------------------------------------------------------------------------------------- cache
@@ -123,15 +153,13 @@ def test_the_cache_tells_what_the_mentor_told(family: str, mixup: float, feature
     assert figures["features"] == features
     opened = Cache.open(files, json.loads(json.dumps(figures)))
     assert opened.outline == outline(mentor(family), features)
-    assert {array.dtype for array in (opened.logits, opened.pooled, *opened.features)} == {np.dtype(np.float16)}
+    assert {array.dtype for array in (opened.logits, *opened.features)} == {np.dtype(np.float16)}
     assert figures["bytes"] == sum(path.stat().st_size for path in files.values())
     indices = np.array([7, 0, 9])
     for view in range(VIEWS):
         live = observe(mentor(family), reader.read(indices, view), features)
         kept = opened.read(view, indices, torch.device("cpu"), features=True)
-        for found, wanted in zip(
-            (kept.logits, kept.pooled, *kept.features), (live.logits, live.pooled, *live.features), strict=True
-        ):
+        for found, wanted in zip((kept.logits, *kept.features), (live.logits, *live.features), strict=True):
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, wanted, rtol=2e-3, atol=1e-4)
     assert opened.read(0, indices, torch.device("cpu"), features=False).features == ()
@@ -146,7 +174,7 @@ def test_features_are_kept_when_all_of_them_fit(family: str, spare: int, kept: b
     needed = VIEWS * COUNT * sum(2 * int(np.prod(shape)) for shape in shapes.features)
     files, figures = write(family, tmp_path, most_bytes=needed + spare)
     features = {f"feature{index}" for index in range(len(shapes.features))} if kept else set()
-    assert set(files) == {"logits", "pooled"} | features
+    assert set(files) == {"logits"} | features
     assert all(path.exists() for path in files.values())
     assert figures["features"] == ("native" if kept else "")
     opened = Cache.open(files, figures)
@@ -166,7 +194,7 @@ class Stop:
 
 
 def test_a_finished_view_is_not_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "REPORT_EVERY_S", -1.0)
+    monkeypatch.setattr(progress, "REPORT_EVERY_S", -1.0)
     whole, _ = write("cnn", tmp_path / "whole")
     with pytest.raises(LeaseLostError):
         write("cnn", tmp_path / "stopped", report=Stop(COUNT))

@@ -17,7 +17,7 @@ CATALOGUE = {
     "code": {kind.value: f"code-of-{kind.value}" for kind in StageKind},
     "methods": {
         "tas": {"teacher": True, "assistant": True, "features": "native"},
-        "adversarial_mmd": {"teacher": True, "assistant": True, "features": ""},
+        "adversarial_mmd": {"teacher": True, "assistant": True, "features": "pooled"},
         "hints": {"teacher": True, "assistant": False, "features": "levels"},
         "pixel": {"teacher": True, "assistant": False},
         "supervised": {"teacher": False, "assistant": False},
@@ -234,7 +234,7 @@ def test_a_ladder_is_nothing_to_a_method_without_assistants(method: str) -> None
         ("hints", (), ["levels"]),
         ("tas", (), ["", "native"]),
         ("tas", (128, 64), ["", "native", "native", "native"]),
-        ("adversarial_mmd", (128,), ["", "", ""]),
+        ("adversarial_mmd", (128,), ["", "pooled", "pooled"]),
     ],
 )
 def test_features_are_kept_of_the_mentors_that_they_are_read_from(
@@ -254,10 +254,22 @@ def test_a_teacher_that_may_have_to_run_is_among_the_inputs() -> None:
     assert hinted[-1].inputs["teacher"] == hinted[0].key
     assert set(plain[-1].inputs) == {"dataset", "targets"}
     assert hinted[0].key == plain[0].key
+    assert hinted[0].hints == {"features": "levels"}, "the teacher's stage looks for them before it trains"
+    assert not plain[0].hints
     assert hinted[1].key != plain[1].key
 
 
 # ------------------------------------------------------------------------------- keys, stage by stage
+
+
+def test_a_default_and_the_same_value_given_are_one_training() -> None:
+    logits = {"teacher": True, "assistant": False, "knobs": [{"name": "alpha", "default": 0.9}]}
+    catalogue = CATALOGUE | {"methods": CATALOGUE["methods"] | {"logits": logits}}
+    plain, given, other = (
+        dataclasses.replace(planner(method="logits", knobs=knobs), catalogue=catalogue).student(SMALL, "logits")[-1].key
+        for knobs in ({}, {"alpha": 0.9}, {"alpha": 0.8})
+    )
+    assert plain == given != other
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ here, on the very views that the student sees.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillhouse.distill.data.reader import Codec, Reader
+from stillhouse.distill.data.reader import Codec, Reader, ahead
 from stillhouse.distill.data.views import Views
 from stillhouse.distill.knowledge import Knowledge, observe
 from stillhouse.distill.method import Batch, Method
@@ -85,13 +85,7 @@ class Feed:
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The epoch's batches, each made while the one before it trains."""
-        order = self._batches(epoch)
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as pool:
-            coming = pool.submit(self._make, order[0], epoch)
-            for following in order[1:]:
-                batch, coming = coming.result(), pool.submit(self._make, following, epoch)
-                yield self._taught(batch)
-            yield self._taught(coming.result())
+        return map(self._taught, ahead(partial(self._make, epoch=epoch), self._batches(epoch)))
 
     def _make(self, indices: NDArray[np.int64], epoch: int) -> Batch:
         view, cache = epoch % self.pictures.view_count, self.pictures.cache

@@ -2,7 +2,8 @@
 
 | symbol | meaning |
 |---|---|
-| N, K, d | batch, classes, width of the pooled feature |
+| N, K | batch, classes |
+| d | width of the pooled feature, which is what the classifier reads |
 | C_l, H_l, W_l | channels and grid of level l |
 | A, P | heads, patches |
 
@@ -18,16 +19,18 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from stillhouse.distill.device import autocast
 from stillhouse.distill.taps import Taps, tap
 from stillhouse.distill.zoo import Network
 from stillhouse.search.domain import Json
+from stillhouse.search.errors import StageError
 
 LEVELS, BLOCKS = 3, 4
 """The last three levels, the last four blocks' attention maps [ours; Guo et al. leave it open]."""
 
-FEATURES = ("", "levels", "native")
-"""What a method may ask for beside logits and the pooled feature: nothing; levels; levels of a CNN and attention maps
-of a ViT."""
+FEATURES = ("", "levels", "native", "pooled")
+"""What a method may ask for beside logits: nothing; levels; levels of a CNN and attention maps of a ViT; the pooled
+feature."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,11 @@ class Knowledge:
 
     Attributes:
         logits: (N, K) float32.
-        pooled: (N, d): what its classifier reads.
-        features: Levels (N, C_l, H_l, W_l) from fine to coarse, or attention maps (N, A, P, P); empty when not asked.
+        features: Levels (N, C_l, H_l, W_l) from fine to coarse, or attention maps (N, A, P, P), or the pooled feature
+            (N, d); empty when not asked.
     """
 
     logits: Tensor
-    pooled: Tensor
     features: tuple[Tensor, ...] = ()
 
 
@@ -51,13 +53,11 @@ class Outline:
 
     Attributes:
         classes: K.
-        pooled: d.
         features: One shape a feature.
         grid: (rows, columns) of a ViT's patches; None for a CNN.
     """
 
     classes: int
-    pooled: int
     features: tuple[tuple[int, ...], ...] = ()
     grid: tuple[int, int] | None = None
 
@@ -70,7 +70,7 @@ class Outline:
         """Reads what ``to_json`` wrote."""
         grid = data["grid"]
         shapes = tuple(tuple(shape) for shape in data["features"])
-        return cls(data["classes"], data["pooled"], shapes, None if grid is None else (grid[0], grid[1]))
+        return cls(data["classes"], shapes, None if grid is None else (grid[0], grid[1]))
 
     @property
     def feature_bytes(self) -> int:
@@ -82,6 +82,8 @@ def chosen(taps: Taps, features: str) -> Sequence[Tensor]:
     """What ``features`` names, of what was read inside a network."""
     if not features:
         return ()
+    if features == "pooled":
+        return [] if taps.pooled is None else [taps.pooled]
     if features == "native" and taps.grid is not None:
         return taps.attention[-BLOCKS:]
     return taps.levels[-LEVELS:]
@@ -90,26 +92,35 @@ def chosen(taps: Taps, features: str) -> Sequence[Tensor]:
 def tapped(network: Network, features: str) -> dict[str, bool]:
     """What ``tap`` must read of a network for ``chosen``."""
     attention = features == "native" and network.family == "vit"
-    return {"attention": attention, "levels": bool(features) and not attention}
+    pooled = features == "pooled"
+    return {"attention": attention, "levels": bool(features) and not attention and not pooled, "pooled": pooled}
 
 
 @torch.no_grad()
 def observe(mentor: Network, pictures: Tensor, features: str) -> Knowledge:
     """Runs a mentor on views (N, 3, H, W); it is left in evaluation mode and otherwise as it was."""
     mentor.eval()
-    with tap(mentor, pooled=True, **tapped(mentor, features)) as taps:
+    with tap(mentor, **tapped(mentor, features)) as taps, autocast(pictures.device):
         logits = mentor(pictures)
-    if taps.pooled is None:
-        raise ValueError(f"{mentor.arch} has no classifier that reads a pooled feature")
-    return Knowledge(logits.float(), taps.pooled.float(), tuple(value.float() for value in chosen(taps, features)))
+    return Knowledge(logits.float(), tuple(value.float() for value in chosen(taps, features)))
 
 
 def outline(mentor: Network, features: str) -> Outline:
-    """The shapes of what ``observe`` gives."""
+    """The shapes of what ``observe`` gives.
+
+    Raises:
+        StageError: The network has no such features.
+    """
     device = next(mentor.parameters()).device
     size = mentor.image_size
     found = observe(mentor, torch.zeros(1, 3, size.height, size.width, device=device), features)
+    least = {"": 0, "pooled": 1}.get(features, LEVELS)
+    if len(found.features) < least:
+        raise StageError(
+            f"{least} feature levels must be there, but {mentor.arch} gives {len(found.features)}; "
+            "take a method that reads logits only, or another network"
+        )
     shapes = tuple(tuple(int(side) for side in value.shape[1:]) for value in found.features)
     with tap(mentor, attention=True) as taps:
         grid = taps.grid
-    return Outline(mentor.classes, int(found.pooled.shape[1]), shapes, grid)
+    return Outline(mentor.classes, shapes, grid)

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
+from stillhouse.distill.device import autocast, default_device, half
 from stillhouse.distill.feed import Feed, Pictures
 from stillhouse.distill.method import Batch, Method
 from stillhouse.distill.progress import Progress, Report
@@ -51,7 +51,8 @@ class Recipe:
         batch: Pictures a step.
         weight_decay: Of AdamW.
         schedule: ``one_cycle`` or ``cosine``: with a warm-up, or from the peak down.
-        ema: Decay of a moving average of the weights, which then is the result; 0 for none.
+        ema: Decay of a moving average of the weights, which then is the result; 0 for none. After n steps the decay is
+            (1 + n) / (10 + n) where that is less, so that a short training does not ship its first weights.
         compile: Compiles the network where the method reads nothing inside it. Changes speed, and rounding.
     """
 
@@ -82,11 +83,6 @@ def cosine(step: int, steps: int) -> float:
 
 
 SCHEDULES = {"one_cycle": one_cycle, "cosine": cosine}
-
-
-def default_device() -> torch.device:
-    """The GPU when there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def train(method: Method, pictures: Pictures, recipe: Recipe, *, work: Path, report: Report) -> list[dict[str, Json]]:
@@ -139,7 +135,7 @@ class Trainer:
         shape = SCHEDULES[recipe.schedule]
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: shape(step, steps))
         # Gradients underflow in float16 alone; elsewhere the scaler does nothing.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=_half(device) is torch.float16)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half(device) is torch.float16)
         self.parts: dict[str, Any] = {
             "network": network,
             "extra": method.extra,
@@ -149,7 +145,7 @@ class Trainer:
         }
         self.average: AveragedModel | None = None
         if recipe.ema:
-            average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+            average = _warmed_average(recipe.ema)
             self.average = self.parts["average"] = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
         if recipe.compile and method.compiles:
             network.compile()
@@ -162,7 +158,7 @@ class Trainer:
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One step; returns its losses by name, detached, still on the device."""
-        with _autocast(self.device):
+        with autocast(self.device):
             losses = self.method.losses(batch)
         total = torch.stack([value.float() for value in losses.values()]).sum()
         self.optimiser.zero_grad(set_to_none=True)
@@ -180,6 +176,8 @@ class Trainer:
         """Writes the state after ``epoch`` epochs."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         rng = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
         save_checkpoint(work, epoch, {**state, "rng": rng, "epoch": epoch, "history": progress.history})
 
     def resume(self, work: Path, progress: Progress) -> int:
@@ -190,6 +188,8 @@ class Trainer:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["rng"]["torch"])
+        if "cuda" in state["rng"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         progress.history.extend(state["history"])
         return int(state["epoch"])
 
@@ -236,24 +236,23 @@ def _means(sums: Mapping[str, Tensor], seen: int, epoch: int) -> dict[str, float
     return means
 
 
+def _warmed_average(most: float) -> Callable[..., None]:
+    """A moving average whose decay grows to ``most`` (the warm-up of TensorFlow's ExponentialMovingAverage)."""
+
+    def average(kept: Any, current: Any, count: Tensor) -> None:
+        steps = float(count)
+        update = get_ema_multi_avg_fn(min(most, (1 + steps) / (10 + steps)))  # type: ignore[no-untyped-call]
+        update(kept, current, count)
+
+    return average
+
+
 def _groups(network: Network, extra: nn.Module, decay: float) -> list[dict[str, Any]]:
     parameters = [p for module in (network, extra) for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def _half(device: torch.device) -> torch.dtype | None:
-    """The type that a GPU computes in; None on CPU, where float32 it is."""
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _autocast(device: torch.device) -> AbstractContextManager[object]:
-    half = _half(device)
-    return nullcontext() if half is None else torch.autocast(device.type, dtype=half)
 
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:

@@ -26,10 +26,10 @@ class Needs:
     """What a method reads beside pictures and labels.
 
     Attributes:
-        targets: The mentor's logits and pooled feature for each view.
+        targets: The mentor's logits for each view.
         starts_from_assistant: The mentor is a trained network of the student's architecture at a larger size, and the
             student starts from it. Otherwise the mentor is the teacher.
-        features: What is read inside the mentor: ``levels``, ``native`` (see ``knowledge.FEATURES``) or nothing.
+        features: What is read inside the mentor (one of ``knowledge.FEATURES``).
         features_by: Knob that weighs them; at 0 they are not read, and the planner does not have them cached.
     """
 
@@ -82,8 +82,6 @@ class Method(ABC):
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs()
     Params: ClassVar[type] = NoParams
-    compiles: ClassVar[bool] = True
-    """False when it reads inside the student: its hooks would have the network compiled anew at each step."""
 
     def __init__(self, params: Any, task: Task, student: Network, mentor: Outline | None, large: Size) -> None:
         self.params, self.task, self.student, self.mentor, self.large = params, task, student, mentor, large
@@ -100,6 +98,11 @@ class Method(ABC):
         """What must be in ``Batch.taught.features``: what the class needs, or nothing where its weight is 0."""
         weight = self.needs.features_by
         return "" if weight and not getattr(self.params, weight) else self.needs.features
+
+    @property
+    def compiles(self) -> bool:
+        """False when it reads inside the student: its hooks would have the network compiled anew at each step."""
+        return not self.features and not self.reads_large
 
     def taught(self, batch: Batch) -> Knowledge:
         """The mentor's outputs."""

@@ -1,4 +1,4 @@
-"""How far a training is: figures that a heartbeat carries to the ledger."""
+"""How far a stage is: figures that a heartbeat carries to the ledger."""
 
 from __future__ import annotations
 
@@ -43,3 +43,26 @@ class Progress:
                 "val_accuracy": self.history[-1]["val_accuracy"] if self.history else None,
             }
         )
+
+
+class Pace:
+    """How far a count of pictures is; reported at most twice a second.
+
+    Args:
+        report: Takes the figures.
+        total: Pictures in all.
+        done: Those that an earlier attempt has done.
+    """
+
+    def __init__(self, report: Report, total: int, done: int) -> None:
+        self.report, self.total, self.done, self.fresh = report, total, done, 0
+        self.began = self.last = time.monotonic()
+
+    def step(self, pictures: int) -> None:
+        """So many more are done."""
+        self.fresh += pictures
+        now = time.monotonic()
+        if now - self.last >= REPORT_EVERY_S:
+            self.last = now
+            rate = self.fresh / (now - self.began)
+            self.report({"done": self.done + self.fresh, "total": self.total, "unit": "pictures", "images_per_s": rate})

@@ -16,8 +16,10 @@ from stillhouse.distill.data.ingest import ingest
 from stillhouse.distill.data.reader import Codec, Reader
 from stillhouse.distill.data.store import PictureStore
 from stillhouse.distill.data.views import ViewPolicy, Views
+from stillhouse.distill.device import default_device
 from stillhouse.distill.feed import Pictures
-from stillhouse.distill.loop import Recipe, default_device, evaluate, large_store_size, train
+from stillhouse.distill.knowledge import outline
+from stillhouse.distill.loop import Recipe, evaluate, large_store_size, train
 from stillhouse.distill.memory import keep_freed_memory
 from stillhouse.distill.method import Method
 from stillhouse.distill.progress import Report
@@ -134,6 +136,8 @@ def _teacher(room: Room) -> Output:
     network = _built(room, size, size, "stock")
     if room.plan.spec.get("checkpoint"):
         load_checkpoint(network, room.inputs["checkpoint"].files["weights"])
+    if features := room.plan.spec.get("features"):
+        outline(network, features)  # what will be read inside it must be there: told now, not after hours
     pretrained = room.plan.spec["weights"] != "none" or "checkpoint" in room.inputs
     rate = RATES["pretrained" if pretrained else "random"]
     return _trained(room, network, "supervised", {}, size, rate)

@@ -50,6 +50,9 @@ def tap(
     The tensors of the last pass stay readable after the block.
     """
     taps = Taps()
+    if not (input or levels or attention or pooled):
+        yield taps  # no hook at all, so that a compiled network stays as it is
+        return
     with ExitStack() as stack:
 
         def hook(handle: torch.utils.hooks.RemovableHandle) -> None:
@@ -61,8 +64,8 @@ def tap(
         if pooled:
             hook(classifier(network).register_forward_pre_hook(_keep_pooled(taps)))
         if levels and network.family == "cnn":
-            for module in level_modules(network):
-                hook(module.register_forward_hook(_append(taps)))
+            for module, channels in zip(level_modules(network), _level_channels(network), strict=True):
+                hook(module.register_forward_hook(_append_level(taps, network.arch, channels)))
         if network.family == "vit" and (levels or attention):
             vit: Any = network.backbone
             rows, columns = vit.patch_embed.grid_size
@@ -86,14 +89,40 @@ def input_shape(network: Network) -> tuple[int, int, int]:
 
 
 def level_modules(network: Network) -> list[nn.Module]:
-    """The modules whose outputs are the feature levels, from fine to coarse."""
+    """The modules whose outputs are the feature levels, from fine to coarse.
+
+    Raises:
+        StageError: The network does not say which they are.
+    """
     if network.family == "vit":
         vit: Any = network.backbone
         depth = len(vit.blocks)
         return [vit.blocks[math.ceil(depth * quarter / 4) - 1] for quarter in range(1, 5)]
-    info: Any = network.backbone.feature_info
-    names = info.module_name() if hasattr(info, "module_name") else [entry["module"] for entry in info]
-    return [network.backbone.get_submodule(name) for name in names if name not in STEM_MODULES]
+    try:
+        found = [network.backbone.get_submodule(name) for name, _ in _feature_info(network)]
+    except AttributeError:
+        found = []
+    if not found:
+        raise StageError(_no_levels(network.arch, "it does not say which modules give them"))
+    return found
+
+
+def _feature_info(network: Network) -> list[tuple[str, int]]:
+    """(module, channels) of each level as timm lists them, the stem's own output left out."""
+    info: Any = getattr(network.backbone, "feature_info", ())
+    rows = info.get_dicts() if hasattr(info, "get_dicts") else info
+    return [(row["module"], int(row["num_chs"])) for row in rows if row["module"] not in STEM_MODULES]
+
+
+def _level_channels(network: Network) -> list[int]:
+    return [channels for _, channels in _feature_info(network)]
+
+
+def _no_levels(arch: str, why: str) -> str:
+    return (
+        f"feature levels must be maps (N, C, H, W), but {arch} has none: {why}; "
+        "take a method that reads logits only, or a CNN or plain ViT"
+    )
 
 
 def classifier(network: Network) -> nn.Module:
@@ -143,8 +172,11 @@ def _append_tokens(taps: Taps, prefix: int) -> Callable[..., None]:
     return hook
 
 
-def _append(taps: Taps) -> Callable[..., None]:
-    def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+def _append_level(taps: Taps, arch: str, channels: int) -> Callable[..., None]:
+    def hook(_module: nn.Module, _args: object, output: object) -> None:
+        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[1] != channels:
+            what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise StageError(_no_levels(arch, f"a level of {channels} channels came as {what}"))
         taps.levels.append(output)
 
     return hook

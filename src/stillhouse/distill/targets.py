@@ -7,8 +7,7 @@ step is below 1/256 for logits under 8 in size.
 | file | shape | what |
 |---|---|---|
 | logits | (V, N, K) | logits |
-| pooled | (V, N, d) | what the classifier reads |
-| feature0, feature1, ... | (V, N, ...) | levels or attention maps, when asked for and within the byte limit |
+| feature0, feature1, ... | (V, N, ...) | levels, attention maps or pooled feature, if asked for and within the limit |
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillhouse.distill.data.reader import Reader
+from stillhouse.distill.data.reader import Reader, ahead
 from stillhouse.distill.knowledge import Knowledge, Outline, observe, outline
-from stillhouse.distill.progress import REPORT_EVERY_S, Report
+from stillhouse.distill.progress import Pace, Report
 from stillhouse.distill.zoo import Network
 from stillhouse.search.domain import Json
 
@@ -40,13 +40,11 @@ class Cache:
 
     Attributes:
         logits: (V, N, K).
-        pooled: (V, N, d).
         features: (V, N, ...) each; empty when they were not asked for or did not fit.
         outline: Shapes of what the mentor tells, features included even where they are not kept.
     """
 
     logits: Array
-    pooled: Array
     features: tuple[Array, ...]
     outline: Outline
 
@@ -55,7 +53,7 @@ class Cache:
         """Maps the files into memory."""
         arrays: dict[str, Array] = {name: np.load(path, mmap_mode="r") for name, path in files.items()}
         features = tuple(arrays[name] for name in sorted(arrays) if name.startswith("feature"))
-        return cls(arrays["logits"], arrays["pooled"], features, Outline.from_json(metrics["outline"]))
+        return cls(arrays["logits"], features, Outline.from_json(metrics["outline"]))
 
     def read(self, view: int, indices: NDArray[np.int64], device: torch.device, *, features: bool) -> Knowledge:
         """What was said of one view of some pictures, as float32."""
@@ -64,7 +62,7 @@ class Cache:
             return torch.from_numpy(array[view, indices]).to(device).float()
 
         kept = tuple(load(array) for array in self.features) if features else ()
-        return Knowledge(load(self.logits), load(self.pooled), kept)
+        return Knowledge(load(self.logits), kept)
 
 
 def write_targets(
@@ -85,10 +83,10 @@ def write_targets(
         The files by name, and figures: the outline, bytes, whether features are kept, seconds.
     """
     began, total = time.monotonic(), len(reader.pictures)
-    network.to(reader.device)
+    network.to(reader.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     shapes = outline(network, features)
     kept = bool(features) and shapes.feature_bytes * count * total <= most_bytes
-    wanted: dict[str, tuple[int, ...]] = {"logits": (shapes.classes,), "pooled": (shapes.pooled,)}
+    wanted: dict[str, tuple[int, ...]] = {"logits": (shapes.classes,)}
     wanted |= {f"feature{index}": shape for index, shape in enumerate(shapes.features)} if kept else {}
     paths = {name: folder / f"{name}.npy" for name in wanted}
     marker = folder / "finished-views"
@@ -100,12 +98,12 @@ def write_targets(
         )
         for name in wanted
     }
-    pace = _Pace(report, count * total, finished * total)
+    pace = Pace(report, count * total, finished * total)
+    parts = [np.arange(start, min(start + BATCH, total)) for start in range(0, total, BATCH)]
     for view in range(finished, count):
-        for start in range(0, total, BATCH):
-            indices = np.arange(start, min(start + BATCH, total))
-            told = observe(network, reader.read(indices, view), features if kept else "")
-            values = (told.logits, told.pooled, *told.features)
+        for indices, pictures in zip(parts, ahead(partial(reader.read, view=view), parts), strict=True):
+            told = observe(network, pictures, features if kept else "")
+            values = (told.logits, *told.features)
             for file, value in zip(files.values(), values, strict=True):
                 file[view, indices] = value.cpu().numpy().astype(np.float16)
             pace.step(len(indices))
@@ -122,19 +120,3 @@ def write_targets(
         "seconds": time.monotonic() - began,
     }
     return paths, figures
-
-
-class _Pace:
-    """Reports how far the work is, about twice a second."""
-
-    def __init__(self, report: Report, total: int, done: int) -> None:
-        self.report, self.total, self.done, self.fresh = report, total, done, 0
-        self.began = self.last = time.monotonic()
-
-    def step(self, pictures: int) -> None:
-        self.fresh += pictures
-        now = time.monotonic()
-        if now - self.last > REPORT_EVERY_S:
-            self.last = now
-            rate = self.fresh / (now - self.began)
-            self.report({"done": self.done + self.fresh, "total": self.total, "unit": "pictures", "images_per_s": rate})

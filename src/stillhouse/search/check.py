@@ -26,8 +26,10 @@ def check_request(catalogue: Mapping[str, Json], spec: JobSpec) -> None:
         raise UnknownNameError.among("task", spec.task, catalogue["tasks"])
     needs = method_needs(catalogue, spec.method)
     if spec.ladder and not needs.assistant:
+        with_one = sorted(name for name, entry in catalogue["methods"].items() if entry["assistant"])
         raise UserError(
-            f"a ladder is made of assistants, but method {spec.method} has none; leave ladder out, or take method tas"
+            f"a ladder is made of assistants, but method {spec.method} has none; leave ladder out, or take method "
+            + " or ".join(with_one)
         )
     _check_sides(known, spec, assistants=needs.assistant)
     knobs = {knob["name"]: knob for knob in catalogue["methods"][spec.method]["knobs"]}
@@ -49,7 +51,7 @@ def _check_sides(known: Catalogue, spec: JobSpec, *, assistants: bool) -> None:
             near = [str(found) for found in (side // step * step, (side // step + 1) * step) if found]
             raise UserError(
                 f"{what} must be a multiple of {step}, the patch of {arch}, but got {side}; "
-                f"take {' or '.join(near)}, or name other networks"
+                f"take {' or '.join(near)}, or name networks without it"
             )
 
 

@@ -268,7 +268,7 @@ class StagePlan:
         spec: JSON parameters of the work.
         inputs: Role -> key of the stage whose result is read under that role.
         code: Digest of the code that does the work (from the catalogue).
-        hints: Where to find things (a path); never part of the key.
+        hints: What decides no more than rounding: a path, whether to compile, what to check early. Not in the key.
     """
 
     kind: StageKind

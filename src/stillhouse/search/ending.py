@@ -23,7 +23,7 @@ Want = Callable[[Iterable[StagePlan]], list[StageRecord]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The state that a job ends in, and why."""
+    """The state that a job ends in, and why; of a job that is done, which comparisons are not there."""
 
     state: str
     reason: str | None = None
@@ -50,8 +50,8 @@ class Ending:
             return Verdict("failed", why_empty(self._job, self._ledger.trials(self._job.id), deployments))
         missing = self._missing(chosen, deployments)
         chains = [self._want(self._planner.training(one.candidate, method).stages) for one, method in missing]
-        if (broken := _broken(chains)) is not None:
-            return broken
+        # A comparison that fails costs the comparison, not the models that the job was for.
+        lost = [said for chain in chains if (said := _fault(chain)) is not None]
         made = [
             variant(one, method, chain)
             for (one, method), chain in zip(missing, chains, strict=True)
@@ -59,10 +59,13 @@ class Ending:
         ]
         for deployment in made:
             self._ledger.add_deployment(deployment)
-        if len(made) < len(missing):
+        if len(made) + len(lost) < len(missing):
             return None
         deployments = self._ledger.deployments(self._job.id)
-        return self._read_tests(self._front(deployments), deployments)
+        verdict = self._read_tests(self._front(deployments), deployments)
+        if verdict is None or verdict.state != "done" or not lost:
+            return verdict
+        return Verdict("done", f"{len(lost)} of the comparisons could not be made: {lost[0]}")
 
     def _front(self, deployments: Sequence[Deployment]) -> list[Deployment]:
         return deployment_front(deployments, self._job.spec.objectives, self._job.spec.budget)
@@ -93,8 +96,8 @@ class Ending:
                 continue
             plans = [self._planner.testing(item.candidate, item.details["method"]) for item in variants]
             chains = [self._want(plan.stages) for plan in plans]
-            if (broken := _broken(chains)) is not None:
-                return broken
+            if (fault := next((said for chain in chains if (said := _fault(chain)) is not None), None)) is not None:
+                return Verdict("failed", fault)
             if all(chain[-1].result is not None for chain in chains):
                 self._store_tests(variants, [result_of(chain[-1]).metrics for chain in chains])
             else:
@@ -201,12 +204,13 @@ def result_of(stage: StageRecord) -> StageResult:
     return stage.result
 
 
-def _broken(chains: Iterable[Sequence[StageRecord]]) -> Verdict | None:
-    failed = failed_stage(stage for chain in chains for stage in chain)
+def _fault(chain: Sequence[StageRecord]) -> str | None:
+    """What failed in a chain, and why; None while nothing has."""
+    failed = failed_stage(chain)
     if failed is None:
         return None
     method = f" by {failed.plan.spec['method']}" if "method" in failed.plan.spec else ""
-    return Verdict("failed", f"stage {failed.plan.kind}{method} failed: {failed.reason}")
+    return f"stage {failed.plan.kind}{method} failed: {failed.reason}"
 
 
 def _model_id(job_id: str, trial_number: int, stages: Sequence[StageRecord]) -> str:

@@ -3,7 +3,7 @@
 States move one way only::
 
     data set  pending -> ready | failed
-    job       queued -> running -> done | failed | cancelled
+    job       queued -> running -> done | failed | cancelled   (back to queued by ``retry``)
     trial     costing -> training -> done | failed          (costing -> infeasible)
     stage     pending -> running -> done | failed           (running -> pending when an attempt is lost)
     attempt   open -> done | failed | lost | cancelled

@@ -67,9 +67,14 @@ def method_needs(data: Mapping[str, Json], name: str, knobs: Mapping[str, Json] 
     if name not in methods:
         raise UnknownNameError.among("method", name, methods)
     entry = methods[name]
-    weights = {knob["name"]: knob["default"] for knob in entry.get("knobs", ())} | dict(knobs or {})
-    read = weights.get(entry.get("features_by", ""), 1)
+    read = all_knobs(data, name, knobs or {}).get(entry.get("features_by", ""), 1)
     return MethodNeeds(bool(entry["teacher"]), bool(entry["assistant"]), entry.get("features", "") if read else "")
+
+
+def all_knobs(data: Mapping[str, Json], name: str, knobs: Mapping[str, Json]) -> dict[str, Json]:
+    """Every knob of a method: those given, else its default. So one training has one key, however it was asked for."""
+    known = data.get("methods", {}).get(name, {}).get("knobs", ())
+    return {knob["name"]: knob["default"] for knob in known} | dict(knobs)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,9 @@ class Planner:
         """All stages from the teacher to a measured ONNX file on the validation split."""
         student = self.student(candidate, method or self.spec.method)
         export = self.export(candidate, student[-1])
-        measure = self._measure(candidate, export, split="val", latency=True)
+        # A baseline is the same network: its trial's latency is its own.
+        latency = method in (None, self.spec.method)
+        measure = self._measure(candidate, export, split="val", latency=latency)
         return TrialPlan(candidate, (*student, export, measure))
 
     def testing(self, candidate: Candidate, method: str | None = None) -> TrialPlan:
@@ -115,6 +122,7 @@ class Planner:
         """The student's stage with all that comes before it."""
         knobs = dict(self.spec.knobs) | dict(candidate.knobs) if method == self.spec.method else {}
         needs = method_needs(self.catalogue, method, knobs)
+        knobs = all_knobs(self.catalogue, method, knobs)
         before: tuple[StagePlan, ...] = ()
         inputs, large = {"dataset": self.dataset_key}, self.spec.teacher_size
         if needs.teacher:
@@ -134,7 +142,7 @@ class Planner:
         is by the last; those not larger than the student's own picture are left out.
         """
         features = "" if needs.assistant else needs.features
-        teacher, large = self.teacher(), self.spec.teacher_size
+        teacher, large = self.teacher(features), self.spec.teacher_size
         before = self._teaching(teacher, large, features)
         inputs = {"dataset": self.dataset_key, "targets": before[-1].key}
         if not needs.assistant:
@@ -151,19 +159,21 @@ class Planner:
             before, large = before + self._teaching(mentor, side, needs.features), side
         return before, inputs | {"targets": before[-1].key, "assistant": mentor.key}, large
 
-    def teacher(self) -> StagePlan:
-        """The large network on large pictures."""
+    def teacher(self, features: str = "") -> StagePlan:
+        """The large network on large pictures; what will be read inside it is no part of its key."""
         spec = self._recipe(self.spec.teacher, self.spec.epochs.teacher)
         size = _square(self.spec.teacher_size)
         spec |= {"arch": self.spec.teacher, "size": size, "checkpoint": self.spec.teacher_checkpoint}
         if self.spec.teacher_checkpoint is not None:
             spec["weights"] = "none"
-        return self._stage(StageKind.TEACHER, spec, {"dataset": self.dataset_key})
+        hints = {"features": features} if features else {}
+        return self._stage(StageKind.TEACHER, spec, {"dataset": self.dataset_key}, hints)
 
     def assistant(self, arch: str, targets: StagePlan) -> StagePlan:
         """The student's architecture on large pictures: it does not know the student's size."""
         spec = self._recipe(arch, self.spec.epochs.assistant) | self._learning()
-        spec |= {"arch": arch, "size": _square(self.spec.teacher_size), "method": "logits", "knobs": {}}
+        knobs = all_knobs(self.catalogue, "logits", {})
+        spec |= {"arch": arch, "size": _square(self.spec.teacher_size), "method": "logits", "knobs": knobs}
         return self._stage(StageKind.ASSISTANT, spec, {"dataset": self.dataset_key, "targets": targets.key})
 
     def export(self, candidate: Candidate, student: StagePlan) -> StagePlan:
@@ -230,10 +240,16 @@ class Planner:
         inputs = {"onnx": export.key} | ({"dataset": self.dataset_key} if split else {})
         return self._stage(StageKind.MEASURE, spec, inputs)
 
-    def _stage(self, kind: StageKind, spec: Mapping[str, Json], inputs: Mapping[str, str] | None = None) -> StagePlan:
+    def _stage(
+        self,
+        kind: StageKind,
+        spec: Mapping[str, Json],
+        inputs: Mapping[str, str] | None = None,
+        hints: Mapping[str, Json] | None = None,
+    ) -> StagePlan:
         code = self.catalogue.get("code", {}).get(str(kind), "")
-        hints = {"compile": True} if self.spec.compile and kind in _TRAINED else {}
-        return StagePlan(kind, dict(spec), dict(inputs or {}), code, hints)
+        compiled = {"compile": True} if self.spec.compile and kind in _TRAINED else {}
+        return StagePlan(kind, dict(spec), dict(inputs or {}), code, {**compiled, **(hints or {})})
 
 
 def variant_of(method: str) -> str:

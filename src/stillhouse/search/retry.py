@@ -1,4 +1,4 @@
-"""A failed or cancelled job set going again, on the user's word only."""
+"""A job that failed, was cancelled or lacks comparisons set going again, on the user's word only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from stillhouse.search.ports import Ledger
 
 
 def retry(ledger: Ledger, job: JobRecord) -> JobRecord:
-    """Puts a failed or cancelled job back in the queue, its failed trials and stages with it.
+    """Puts a failed or cancelled job, or one with comparisons missing, back in the queue with all of it that failed.
 
     A job in another state, and one whose budget nothing can meet, is returned as it is.
     """
-    if job.state not in ("failed", "cancelled") or (job.reason or "").startswith(UNMET):
+    incomplete = job.state == "done" and job.reason is not None
+    if not (incomplete or job.state in ("failed", "cancelled")) or (job.reason or "").startswith(UNMET):
         return job
     dataset = ledger.dataset(job.spec.dataset)
     plan = planner(job, dataset, ledger.catalogue() or {})
@@ -24,5 +25,5 @@ def retry(ledger: Ledger, job: JobRecord) -> JobRecord:
             ledger.reopen_stage(stage)
         if trial.state == "failed":
             ledger.move_trial(job.id, trial.number, expect="failed", to="costing")
-    ledger.move_job(job.id, expect=("failed", "cancelled"), to="queued")
+    ledger.move_job(job.id, expect=(job.state,), to="queued")
     return ledger.job(job.id)

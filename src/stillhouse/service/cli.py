@@ -106,6 +106,9 @@ def run(
     schedule: Annotated[
         str, typer.Option(help="Learning rate: one_cycle or cosine.", rich_help_panel=TRAINING)
     ] = "one_cycle",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile networks in training (GPU).", rich_help_panel=TRAINING)
+    ] = False,
     codec_share: Annotated[
         float, typer.Option(help="Share of the student's views sent through the codec.", rich_help_panel=TRAINING)
     ] = 0.5,
@@ -151,6 +154,7 @@ def run(
             mixup=mixup,
             ema=ema,
             schedule=schedule,
+            compile=compile,
             codec_share=codec_share,
             fit=fit,
             codec=codec,

@@ -8,7 +8,10 @@ left to do at each step is to turn bytes into floats.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +22,9 @@ from torch import Tensor
 from stillhouse.distill.data.codecs import encode
 from stillhouse.distill.data.views import ViewBatch, Views, crop, jitter
 from stillhouse.search.domain import Size
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 CROP_BYTES = 2 << 30
 """Most bytes of crops that one reader keeps."""
@@ -49,6 +55,16 @@ class Codec:
         used, level = batch.quality
         low, high = max(1, self.quality - SPREAD[0]), min(100, self.quality + SPREAD[1])
         return np.where(used < self.share, low + np.floor(level * (high - low + 1)), 0).astype(np.int64)
+
+
+def ahead(make: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
+    """``make`` of each item in order, each made in a thread while the one before it is used."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as pool:
+        coming = pool.submit(make, items[0])
+        for following in items[1:]:
+            made, coming = coming.result(), pool.submit(make, following)
+            yield made
+        yield coming.result()
 
 
 class Reader:

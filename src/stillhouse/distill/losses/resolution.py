@@ -46,6 +46,11 @@ def _relative_distances(features: Tensor) -> Tensor:
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(N, M); by differences of inner products, since cdist has no derivative at zero."""
-    squared = a.square().sum(1)[:, None] + b.square().sum(1)[None, :] - 2 * a @ b.T
-    return squared.clamp_min(0)
+    """(N, M); by differences of inner products, since cdist has no derivative at zero.
+
+    Never in half precision: the differences would be lost, and autocast would take the product so.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a, b))
+        squared = a.square().sum(1)[:, None] + b.square().sum(1)[None, :] - 2 * a @ b.T
+        return squared.clamp_min(0)

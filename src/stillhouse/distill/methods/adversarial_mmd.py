@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stillhouse.distill.knowledge import Outline
+from stillhouse.distill.knowledge import Outline, chosen, tapped
 from stillhouse.distill.losses.logits import distillation_kl
 from stillhouse.distill.losses.resolution import mmd, pairwise, squared_distance
 from stillhouse.distill.method import Batch, Method, Needs, knob
@@ -39,29 +39,27 @@ class AdversarialMmd(Method):
     """L = L_task + l1 L_adv + l2 (||f_t - f_s||^2 + T^2 KL) + l3 L_pair + l4 L_mmd."""
 
     name: ClassVar[str] = "adversarial_mmd"
-    needs: ClassVar[Needs] = Needs(targets=True, starts_from_assistant=True)
+    needs: ClassVar[Needs] = Needs(targets=True, starts_from_assistant=True, features="pooled")
     Params: ClassVar[type] = AdversarialMmdParams
-    compiles: ClassVar[bool] = False
 
     def __init__(self, params: Any, task: Task, student: Network, mentor: Outline | None, large: Size) -> None:
         super().__init__(params, task, student, mentor, large)
-        self.extra["discriminator"] = discriminator(self.outline().pooled)
+        self.extra["discriminator"] = discriminator(self.outline().features[0][0])
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``task``, ``adversarial``, ``aware``, ``pairs`` and ``mmd``."""
         params: Any = self.params
-        with tap(self.student, pooled=True) as taps:
+        with tap(self.student, **tapped(self.student, self.features)) as taps:
             logits = self.student(batch.small)
-        taught, own = self.taught(batch), taps.pooled
-        if own is None:
-            raise ValueError("the pooled feature was not read")
-        aware = squared_distance(own, taught.pooled) + distillation_kl(logits, taught.logits, params.temperature)
+        taught = self.taught(batch)
+        (own,), (mentor,) = chosen(taps, self.features), taught.features
+        aware = squared_distance(own, mentor) + distillation_kl(logits, taught.logits, params.temperature)
         return {
             "task": self.task.loss(logits, batch.labels),
-            "adversarial": params.adversarial * self._adversarial(own, taught.pooled),
+            "adversarial": params.adversarial * self._adversarial(own, mentor),
             "aware": params.aware * aware,
-            "pairs": params.pairs * pairwise(own, taught.pooled),
-            "mmd": params.mmd * mmd(own, taught.pooled),
+            "pairs": params.pairs * pairwise(own, mentor),
+            "mmd": params.mmd * mmd(own, mentor),
         }
 
     def _adversarial(self, own: Tensor, mentor: Tensor) -> Tensor:

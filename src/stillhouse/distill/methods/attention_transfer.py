@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from stillhouse.distill.knowledge import chosen
+from stillhouse.distill.knowledge import chosen, tapped
 from stillhouse.distill.losses.attention_transfer import attention_transfer
 from stillhouse.distill.method import Batch, Needs, knob
 from stillhouse.distill.methods.logits import Logits, LogitsParams
@@ -29,15 +29,16 @@ class AttentionTransfer(Logits):
     """L_pkd + beta * sum_l ||Q_s^l - Q_t^l||^2."""
 
     name: ClassVar[str] = "attention_transfer"
-    needs: ClassVar[Needs] = Needs(targets=True, features="levels")
+    needs: ClassVar[Needs] = Needs(targets=True, features="levels", features_by="beta")
     Params: ClassVar[type] = AttentionTransferParams
-    compiles: ClassVar[bool] = False
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``task``, ``distillation`` and ``attention``."""
         params: Any = self.params
-        with tap(self.student, levels=True) as taps:
+        with tap(self.student, **tapped(self.student, self.features)) as taps:
             logits = self.student(batch.small)
+        if not self.features:
+            return self.pkd(logits, batch)
         pairs = zip(chosen(taps, self.features), self.taught(batch).features, strict=True)
         maps = torch.stack([attention_transfer(s, t) for s, t in pairs]).sum()
         return self.pkd(logits, batch) | {"attention": params.beta * maps}

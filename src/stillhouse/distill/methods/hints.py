@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from stillhouse.distill.knowledge import Outline, chosen, outline
+from stillhouse.distill.knowledge import Outline, chosen, outline, tapped
 from stillhouse.distill.losses.features import upsampled_mse
 from stillhouse.distill.method import Batch, Needs, knob
 from stillhouse.distill.methods.logits import Logits, LogitsParams
@@ -36,20 +36,22 @@ class Hints(Logits):
     """L_pkd + beta * MSE(upsampled(r(f_s)), f_t), r a 1x1 convolution."""
 
     name: ClassVar[str] = "hints"
-    needs: ClassVar[Needs] = Needs(targets=True, features="levels")
+    needs: ClassVar[Needs] = Needs(targets=True, features="levels", features_by="beta")
     Params: ClassVar[type] = HintsParams
-    compiles: ClassVar[bool] = False
 
     def __init__(self, params: Any, task: Task, student: Network, mentor: Outline | None, large: Size) -> None:
         super().__init__(params, task, student, mentor, large)
-        own = outline(student, self.needs.features).features[MIDDLE][0]
-        self.extra["regressor"] = nn.Conv2d(own, self.outline().features[MIDDLE][0], kernel_size=1)
+        if self.features:
+            own = outline(student, self.features).features[MIDDLE][0]
+            self.extra["regressor"] = nn.Conv2d(own, self.outline().features[MIDDLE][0], kernel_size=1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``task``, ``distillation`` and ``hint``."""
         params: Any = self.params
-        with tap(self.student, levels=True) as taps:
+        with tap(self.student, **tapped(self.student, self.features)) as taps:
             logits = self.student(batch.small)
+        if not self.features:
+            return self.pkd(logits, batch)
         guess = self.extra["regressor"](chosen(taps, self.features)[MIDDLE])
         hint = upsampled_mse(guess, self.taught(batch).features[MIDDLE])
         return self.pkd(logits, batch) | {"hint": params.beta * hint}

@@ -35,7 +35,6 @@ class Pixel(Logits):
 
     name: ClassVar[str] = "pixel"
     Params: ClassVar[type] = PixelParams
-    compiles: ClassVar[bool] = False
 
     def __init__(self, params: Any, task: Task, student: Network, mentor: Outline | None, large: Size) -> None:
         super().__init__(params, task, student, mentor, large)
