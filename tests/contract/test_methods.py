@@ -27,7 +27,6 @@ from stillhouse.distill.feed import Pictures
 from stillhouse.distill.knowledge import observe, outline
 from stillhouse.distill.loop import Recipe, train
 from stillhouse.distill.method import Batch, Method
-from stillhouse.distill.plugins import scan
 from stillhouse.distill.taps import classifier, level_modules, tap
 from stillhouse.distill.targets import Cache, write_targets
 from stillhouse.distill.tasks.classification import Classification
@@ -394,10 +393,3 @@ def test_a_methods_knobs_say_their_ranges_and_hold_to_them(name: str) -> None:
                 kind.params_from({row["name"]: wrong})
     with pytest.raises(UnknownNameError, match="no_such_knob"):
         kind.params_from({"no_such_knob": 1})
-
-
-def test_the_folder_is_the_registry() -> None:
-    found = scan(methods, Method)  # type: ignore[type-abstract]
-    assert list(found) == sorted(found)
-    assert len(found) == len([path for path in Path(methods.__file__).parent.glob("*.py") if path.stem != "__init__"])
-    assert {"supervised", "logits", "pixel", "tas"} <= set(found)
