@@ -77,6 +77,15 @@ def teacher(root: Path, dataset: Output) -> Output:
     return stage(root, StageKind.TEACHER, spec, {"dataset": dataset})
 
 
+def test_a_teacher_that_has_not_what_will_be_read_is_told_so_before_it_trains(
+    root: Path, dataset: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillhouse.distill.stage.train", lambda *_, **__: pytest.fail("it trained"))
+    spec = recipe("mambaout_femto", 1, size="64x64", checkpoint=None)
+    with pytest.raises(StageError, match=r"mambaout_femto has none.*take a method that reads logits only"):
+        stage(root, StageKind.TEACHER, spec | {"features": "levels"}, {"dataset": dataset})
+
+
 def targets_of(root: Path, dataset: Output, model: Output, **more: Any) -> Output:
     spec = {"classes": CLASSES, "size": "64x64", "store_size": "64x64", "fit": "squash", "views": 2, "seed": 5, **more}
     return stage(root, StageKind.TARGETS, spec, {"dataset": dataset, "model": model})
@@ -176,7 +185,8 @@ def test_a_stopped_student_goes_on_to_the_same_weights(
     monkeypatch.setattr("stillhouse.distill.progress.REPORT_EVERY_S", 0.0)
     spec = student_spec("lcnet_050", "stock", 4, method=method, **more)
     mixed = {"mixup": more["mixup"]} if "mixup" in more else {}
-    kept = (KEPT | ({"feature_bytes": 0} if live else {})) if method == "tas" else {}
+    features = {"tas": "native", "adversarial_mmd": "pooled"}.get(method)
+    kept = {"features": features, "feature_bytes": 0 if live else 1 << 30} if features else {}
     own = targets_of(root, dataset, teacher, **kept, **mixed)
     inputs = {"dataset": dataset, "targets": own} | ({} if method == "pixel" else {"assistant": teacher})
     works = [tmp_path / "whole", tmp_path / "stopped"]
@@ -253,7 +263,7 @@ def test_how_a_plan_wants_it_trained_reaches_the_loop(
     monkeypatch.setattr("stillhouse.distill.stage.train", caught)
     how = {"mixup": 0.5, "ema": 0.9, "schedule": "cosine", "compile": True}
     codec = {"codec": {"name": "webp", "quality": 75, "share": 0.5}}
-    own = targets_of(root, dataset, teacher, mixup=0.5)
+    own = targets_of(root, dataset, teacher, mixup=0.5, features="pooled", feature_bytes=1 << 30)
     inputs = {"dataset": dataset, "targets": own, "assistant": teacher}
     plans = [
         (StageKind.STUDENT, student_spec("lcnet_050", "stock", 4, method="adversarial_mmd", **how, **codec)),
