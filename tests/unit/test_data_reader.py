@@ -138,13 +138,6 @@ def test_the_share_of_coded_views(share: float) -> None:
     assert (more[coded] > 0).all(), "a larger share adds views and takes none away"
 
 
-def test_views_that_drew_no_quality_cannot_be_coded() -> None:
-    one, none = np.ones(2), np.zeros(2)
-    batch = ViewBatch(none, none, one, one, none > 0, one.astype(np.float32), one.astype(np.float32))
-    with pytest.raises(ValueError, match="drawn a quality"):
-        Codec("jpeg", 75).qualities(batch)
-
-
 def test_the_pictures_given_to_the_codec_stay_as_they_are() -> None:
     pictures = stored()
     sent = through_codec(pictures, "jpeg", np.array([20] * 4 + [0] * 4))

@@ -23,7 +23,7 @@ def still(count: int, **changes: np.ndarray) -> ViewBatch:
     one, none = np.ones(count), np.zeros(count)
     whole = {"top": none, "left": none, "height": one, "width": one, "flip": np.zeros(count, dtype=bool)}
     factors = {"brightness": one.astype(np.float32), "contrast": one.astype(np.float32)}
-    return ViewBatch(**{**whole, **factors, **changes})
+    return ViewBatch(**{**whole, **factors, "quality": (none, none), **changes})
 
 
 def test_draws_keep_the_policy() -> None:

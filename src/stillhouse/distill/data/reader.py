@@ -50,8 +50,6 @@ class Codec:
 
     def qualities(self, batch: ViewBatch) -> NDArray[np.int64]:
         """Quality of each view (B,); 0 where it is not coded."""
-        if batch.quality is None:
-            raise ValueError("views that go through a codec must have drawn a quality")
         used, level = batch.quality
         low, high = max(1, self.quality - SPREAD[0]), min(100, self.quality + SPREAD[1])
         return np.where(used < self.share, low + np.floor(level * (high - low + 1)), 0).astype(np.int64)

@@ -99,7 +99,7 @@ class ViewBatch:
     flip: NDArray[np.bool_]
     brightness: NDArray[np.float32]
     contrast: NDArray[np.float32]
-    quality: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    quality: tuple[NDArray[np.float64], NDArray[np.float64]]
     partner: NDArray[np.int64] | None = None
     own: NDArray[np.float32] | None = None
 
