@@ -62,8 +62,7 @@ from stillhouse.distill.tasks.classification import Classification
 from stillhouse.search.domain import Size
 from stillhouse.search.job import JobSpec
 
-ROOT = Path(__file__).parents[1]
-DATA = ROOT.parent / "shared" / "data" / "birds100.zip"
+DATA = Path(__file__).parents[2] / "shared" / "data" / "birds100.zip"
 LARGE, CLASSES, BATCH = 224, 100, 64
 TEMPERATURE, ALPHA = 4.0, 0.9
 ENDLESS = 10**7
