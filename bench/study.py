@@ -266,7 +266,7 @@ class Study:
         coded = store.coded("test", size, Fit.SQUASH, spec.codec, spec.quality, self.classes)
         right = _predict(network, plain) == labels
         cost = Space(Catalogue.from_json(self.catalogue), dataset.metrics, spec).cost(cell.candidate)
-        trained = [plan for plan in plans if plan.kind not in (StageKind.INGEST,)]
+        trained = [plan for plan in plans if plan.kind is not StageKind.INGEST]
         teacher = next((plan for plan in plans if plan.kind is StageKind.TEACHER), None)
         row = {
             **dataclasses.asdict(cell),
@@ -280,7 +280,7 @@ class Study:
             "image_bytes": cost.image_bytes,
             "epochs": len(student.metrics["history"]),
             "student_s": student.metrics["seconds"],
-            "mentors_s": sum(d.metrics["seconds"] for p in trained[:-1] if (d := done[p.key]) is not None),
+            "mentors_s": sum(d.metrics.get("seconds", 0.0) for p in trained[:-1] if (d := done[p.key]) is not None),
             "threads": torch.get_num_threads(),
         }
         if teacher is not None:

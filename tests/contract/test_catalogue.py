@@ -146,8 +146,8 @@ def test_digests_follow_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         after = catalogue.code_digests()
         return {kind for kind in before if before[kind] != after[kind]}
 
-    assert set(catalogue.code_digests()) == {"ingest", "teacher", "targets", "assistant", "student"}
-    trained = {"teacher", "targets", "assistant", "student"}
+    assert set(catalogue.code_digests()) == {"ingest", "probe", "teacher", "targets", "assistant", "student"}
+    trained = {"probe", "teacher", "targets", "assistant", "student"}
     assert changed_by("loop.py") == trained
     assert changed_by("data/store.py") == trained
     assert changed_by("data/ingest.py") == trained | {"ingest"}

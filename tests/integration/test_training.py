@@ -77,13 +77,12 @@ def teacher(root: Path, dataset: Output) -> Output:
     return stage(root, StageKind.TEACHER, spec, {"dataset": dataset})
 
 
-def test_a_teacher_that_has_not_what_will_be_read_is_told_so_before_it_trains(
-    root: Path, dataset: Output, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stillhouse.distill.stage.train", lambda *_, **__: pytest.fail("it trained"))
-    spec = recipe("mambaout_femto", 1, size="64x64", checkpoint=None)
+def test_a_probe_says_whether_what_will_be_read_is_there(root: Path) -> None:
+    spec = {"arch": "lcnet_050", "size": "64x64", "features": "levels"}
+    found = stage(root, StageKind.PROBE, spec, {})
+    assert len(found.metrics["outline"]["features"]) == 3
     with pytest.raises(StageError, match=r"mambaout_femto has none.*take a method that reads logits only"):
-        stage(root, StageKind.TEACHER, spec | {"features": "levels"}, {"dataset": dataset})
+        stage(root, StageKind.PROBE, spec | {"arch": "mambaout_femto"}, {})
 
 
 def targets_of(root: Path, dataset: Output, model: Output, **more: Any) -> Output:

@@ -251,12 +251,12 @@ def test_features_are_kept_of_the_mentors_that_they_are_read_from(
 
 def test_a_teacher_that_may_have_to_run_is_among_the_inputs() -> None:
     hinted, plain = (planner().student(SMALL, method) for method in ("hints", "pixel"))
-    assert hinted[-1].inputs["teacher"] == hinted[0].key
+    assert kinds(hinted) == ["probe", *kinds(plain)], "what is read inside a teacher is looked for before it trains"
+    assert hinted[0].spec["features"] == "levels"
+    assert hinted[-1].inputs["teacher"] == hinted[1].key
     assert set(plain[-1].inputs) == {"dataset", "targets"}
-    assert hinted[0].key == plain[0].key
-    assert hinted[0].hints == {"features": "levels"}, "the teacher's stage looks for them before it trains"
-    assert not plain[0].hints
-    assert hinted[1].key != plain[1].key
+    assert hinted[1].key == plain[0].key
+    assert hinted[2].key != plain[1].key
 
 
 # ------------------------------------------------------------------------------- keys, stage by stage

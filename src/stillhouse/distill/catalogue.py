@@ -51,7 +51,7 @@ ARCHS = (
 )
 IMAGE_SIZES = (32, 48, 64, 96, 128)
 NETWORK_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224)
-STAGE_KINDS = ("ingest", "teacher", "targets", "assistant", "student")
+STAGE_KINDS = ("ingest", "probe", "teacher", "targets", "assistant", "student")
 
 _PROBE_CLASSES = 2
 """Classes of the networks that are counted; what they cost is taken off again."""

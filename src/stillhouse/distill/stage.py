@@ -1,4 +1,4 @@
-"""Runs a stage of the trainer: ingest, teacher, targets, assistant, student."""
+"""Runs a stage of the trainer: ingest, probe, teacher, targets, assistant, student."""
 
 from __future__ import annotations
 
@@ -131,13 +131,18 @@ def _ingest(room: Room) -> Output:
     return Output({"pictures": out / "pictures.bin", "manifest": out / "manifest.json"}, summary)
 
 
+def _probe(room: Room) -> Output:
+    """Builds a network from random weights; a StageError says what it lacks of what will be read inside it."""
+    spec, size = room.plan.spec, room.size("size")
+    network = zoo.build(spec["arch"], classes=2, image_size=size)
+    return Output({}, {"outline": outline(network, spec["features"]).to_json()})
+
+
 def _teacher(room: Room) -> Output:
     size = room.size("size")
     network = _built(room, size, size, "stock")
     if room.plan.spec.get("checkpoint"):
         load_checkpoint(network, room.inputs["checkpoint"].files["weights"])
-    if features := room.plan.spec.get("features"):
-        outline(network, features)  # what will be read inside it must be there: told now, not after hours
     pretrained = room.plan.spec["weights"] != "none" or "checkpoint" in room.inputs
     rate = RATES["pretrained" if pretrained else "random"]
     return _trained(room, network, "supervised", {}, size, rate)
@@ -286,6 +291,7 @@ def _pick(what: str, known: Mapping[str, type[T]], name: str) -> type[T]:
 
 _RUNNERS: dict[StageKind, Callable[[Room], Output]] = {
     StageKind.INGEST: _ingest,
+    StageKind.PROBE: _probe,
     StageKind.TEACHER: _teacher,
     StageKind.TARGETS: _targets,
     StageKind.ASSISTANT: _assistant,

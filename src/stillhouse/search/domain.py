@@ -251,6 +251,7 @@ class StageKind(enum.StrEnum):
     """The kinds of work an attempt can do."""
 
     INGEST = "ingest"
+    PROBE = "probe"
     TEACHER = "teacher"
     TARGETS = "targets"
     ASSISTANT = "assistant"
@@ -268,7 +269,7 @@ class StagePlan:
         spec: JSON parameters of the work.
         inputs: Role -> key of the stage whose result is read under that role.
         code: Digest of the code that does the work (from the catalogue).
-        hints: What decides no more than rounding: a path, whether to compile, what to check early. Not in the key.
+        hints: What decides no more than rounding: a path, whether to compile. Not in the key.
     """
 
     kind: StageKind

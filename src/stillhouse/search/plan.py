@@ -142,8 +142,8 @@ class Planner:
         is by the last; those not larger than the student's own picture are left out.
         """
         features = "" if needs.assistant else needs.features
-        teacher, large = self.teacher(features), self.spec.teacher_size
-        before = self._teaching(teacher, large, features)
+        teacher, large = self.teacher(), self.spec.teacher_size
+        before = (*self._probe(features), *self._teaching(teacher, large, features))
         inputs = {"dataset": self.dataset_key, "targets": before[-1].key}
         if not needs.assistant:
             return before, inputs | ({"teacher": teacher.key} if features else {}), large
@@ -159,15 +159,14 @@ class Planner:
             before, large = before + self._teaching(mentor, side, needs.features), side
         return before, inputs | {"targets": before[-1].key, "assistant": mentor.key}, large
 
-    def teacher(self, features: str = "") -> StagePlan:
-        """The large network on large pictures; what will be read inside it is no part of its key."""
+    def teacher(self) -> StagePlan:
+        """The large network on large pictures."""
         spec = self._recipe(self.spec.teacher, self.spec.epochs.teacher)
         size = _square(self.spec.teacher_size)
         spec |= {"arch": self.spec.teacher, "size": size, "checkpoint": self.spec.teacher_checkpoint}
         if self.spec.teacher_checkpoint is not None:
             spec["weights"] = "none"
-        hints = {"features": features} if features else {}
-        return self._stage(StageKind.TEACHER, spec, {"dataset": self.dataset_key}, hints)
+        return self._stage(StageKind.TEACHER, spec, {"dataset": self.dataset_key})
 
     def assistant(self, arch: str, targets: StagePlan) -> StagePlan:
         """The student's architecture on large pictures: it does not know the student's size."""
@@ -182,6 +181,16 @@ class Planner:
         return self._stage(StageKind.EXPORT, spec, {"model": student.key, "dataset": self.dataset_key})
 
     # ----------------------------------------------------------------------------------- helpers
+
+    def _probe(self, features: str) -> tuple[StagePlan, ...]:
+        """Looks inside an untrained teacher for what will be read there: seconds, before hours.
+
+        A stage of its own, so that a teacher which lacks it stays good for jobs that read logits alone.
+        """
+        if not features:
+            return ()
+        spec = {"arch": self.spec.teacher, "size": _square(self.spec.teacher_size), "features": features}
+        return (self._stage(StageKind.PROBE, spec),)
 
     def _teaching(self, model: StagePlan, side: int, features: str) -> tuple[StagePlan, ...]:
         """A trained network and the cache of what it says of every view."""
@@ -240,16 +249,10 @@ class Planner:
         inputs = {"onnx": export.key} | ({"dataset": self.dataset_key} if split else {})
         return self._stage(StageKind.MEASURE, spec, inputs)
 
-    def _stage(
-        self,
-        kind: StageKind,
-        spec: Mapping[str, Json],
-        inputs: Mapping[str, str] | None = None,
-        hints: Mapping[str, Json] | None = None,
-    ) -> StagePlan:
+    def _stage(self, kind: StageKind, spec: Mapping[str, Json], inputs: Mapping[str, str] | None = None) -> StagePlan:
         code = self.catalogue.get("code", {}).get(str(kind), "")
-        compiled = {"compile": True} if self.spec.compile and kind in _TRAINED else {}
-        return StagePlan(kind, dict(spec), dict(inputs or {}), code, {**compiled, **(hints or {})})
+        hints = {"compile": True} if self.spec.compile and kind in _TRAINED else {}
+        return StagePlan(kind, dict(spec), dict(inputs or {}), code, hints)
 
 
 def variant_of(method: str) -> str:
