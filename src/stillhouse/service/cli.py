@@ -191,6 +191,8 @@ def _run(platform: Platform, data: str, spec: JobSpec, out: Path, skip_faults: b
     console.print(f"{len(outcome.front)} of {len(networks)} models are on the front; written to {out}/:")
     for name in ("front.json", "front.png", *(path.name for path in outcome.files.values())):
         console.print(f"  {name}", highlight=False)
+    if outcome.job.reason is not None:
+        console.print(f"{outcome.job.reason}; the same command tries again", style="yellow", highlight=False)
     return outcome
 
 
