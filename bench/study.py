@@ -7,6 +7,8 @@ trainer; a cell differs from another in nothing but what its name says.
 - Epochs are equal (``EPOCHS``); cells named ``2x`` train the student twice as long, which is at least the
   wall-clock of a distilled student with its assistant: the comparison at equal time.
 - Everything is chosen on validation. The test pictures are read once, by the trained student, for the table.
+- The model hub is not asked: the EfficientNet-lite networks start from ImageNet weights, MobileNetV3 and the ViT from
+  random ones, and those train five times as long.
 - A seed decides all: views, order, new layers, and so the teacher and the assistant too.
 - Resumable at any point: a finished stage lies under ``--work`` by its content key, a killed one goes on from its
   checkpoint, a finished row is in ``--out`` and is not computed again. Cells run in order of importance, seed by seed.
@@ -47,6 +49,7 @@ from study_report import report
 ROOT = Path(__file__).parents[1]
 TEACHER, TEACHER_SIZE = "tf_efficientnet_lite0", 192
 EPOCHS = Epochs(teacher=6, assistant=6, student=8)
+FROM_RANDOM = dataclasses.replace(EPOCHS, assistant=30, student=5 * EPOCHS.student)
 VIEWS, CLASSES, SEEDS = 4, 50, (0, 1, 2)
 LITE, MOBILE, VIT = "tf_efficientnet_lite0", "mobilenetv3_small_100", "vit_tiny_patch16_224"
 
@@ -56,6 +59,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "no teacher, smoothed": {"method": "supervised", "knobs": {"smoothing": 0.1}},
     "KD": {"method": "logits"},
     "KD 2x": {"method": "logits", "epochs": dataclasses.replace(EPOCHS, student=2 * EPOCHS.student)},
+    "no teacher 5x": {"method": "supervised", "epochs": FROM_RANDOM},
+    "KD 5x": {"method": "logits", "epochs": FROM_RANDOM},
+    "PD 5x": {"method": "pixel", "epochs": FROM_RANDOM},
+    "TAS 5x": {"method": "tas", "epochs": FROM_RANDOM},
+    "KD, lite2 at 224": {"method": "logits", "teacher": "tf_efficientnet_lite2", "teacher_size": 224},
     "KD + codec": {"method": "logits", "codec_share": 0.5},
     "KD + mixup": {"method": "logits", "mixup": 0.5},
     "PD": {"method": "pixel"},
@@ -75,13 +83,6 @@ WAYS: dict[str, dict[str, Any]] = {
         "knobs": {"beta": 0.0, "gamma": 0.0},
         "codec_share": 0.5,
         "epochs": dataclasses.replace(EPOCHS, student=2 * EPOCHS.student),
-    },
-    "TAS + codec, lite2 at 224": {
-        "method": "tas",
-        "knobs": {"beta": 0.0, "gamma": 0.0},
-        "codec_share": 0.5,
-        "teacher": "tf_efficientnet_lite2",
-        "teacher_size": 224,
     },
     "TAS + ladder": {"method": "tas", "knobs": {"beta": 0.0, "gamma": 0.0}, "ladder": (128,)},
     "adversarial MMD": {"method": "adversarial_mmd"},
@@ -138,16 +139,15 @@ NEXT = [
     *_cells(LITE, 128, "stock", "no teacher", "KD"),
     *_cells(LITE, 64, "to 128", "TAS + EMA", "KD + codec", "adversarial MMD", "DIST", "DKD", "standardised"),
     *_cells(LITE, 48, "to 128", "no teacher", "KD", "TAS, logits only"),
-    *_cells(MOBILE, 64, "stock", "no teacher", "KD"),
-    *_cells(MOBILE, 64, "to 128", "no teacher", "KD", "TAS, logits only"),
+    *_cells(MOBILE, 64, "to 128", "no teacher 5x", "KD 5x"),
     *_cells(LITE, 64, "stride1", "no teacher", "KD", "TAS, logits only"),
     *_cells(LITE, 112, "stock", "no teacher", "KD", "TAS, logits only"),
-    *_cells(VIT, 64, "stock", "no teacher", "KD", "PD"),
-    *_cells(LITE, 64, "to 128", "hints", "attention transfer", "TAS, no ISRD", "TAS + ladder", "KD + mixup"),
-    *_cells(LITE, 64, "to 128", "TAS + codec, lite2 at 224", "no teacher, smoothed"),
-    *_cells(MOBILE, 64, "to 128", "PD"),
-    *_cells(VIT, 64, "to 96", "KD"),
-    *_cells(VIT, 64, "stock", "TAS"),
+    *_cells(VIT, 64, "stock", "no teacher 5x", "KD 5x", "PD 5x"),
+    *_cells(MOBILE, 64, "to 128", "TAS 5x", "PD 5x"),
+    *_cells(MOBILE, 64, "stock", "no teacher 5x", "KD 5x"),
+    *_cells(LITE, 64, "to 128", "hints", "attention transfer", "KD, lite2 at 224", "no teacher, smoothed"),
+    *_cells(LITE, 64, "to 128", "TAS + ladder", "KD + mixup", "TAS, no ISRD"),
+    *_cells(VIT, 64, "half patch", "KD 5x"),
 ]
 
 QUICK = [
@@ -173,6 +173,7 @@ class Study:
         (work / "rows").mkdir(parents=True, exist_ok=True)
         # Without digests of the code: an edit of a comment must not throw hours of training away.
         self.catalogue = {name: value for name, value in catalogue().items() if name != "code"}
+        self.catalogue["weights"] = {**self.catalogue["weights"], "hub": []}
         digest = f"{data.name} {data.stat().st_size}"
         spec = {"source": str(data), "digest": digest, "skip_faults": False}
         self.ingest = StagePlan(StageKind.INGEST, spec)
