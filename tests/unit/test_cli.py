@@ -6,7 +6,11 @@ import pytest
 import typer
 
 from stillhouse.search.errors import BudgetError, DatasetError, StageError, UserError
+from stillhouse.search.job import JobRecord, JobSpec
 from stillhouse.service import cli
+from stillhouse.service.run import Outcome
+from stillhouse.service.settings import Settings
+from stillhouse.service.wiring import Platform
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +76,18 @@ def test_knobs_are_name_and_value() -> None:
     }
     with pytest.raises(UserError, match="NAME=VALUE"):
         cli._knobs(["gamma"])
+
+
+@pytest.mark.parametrize(
+    "reason", [None, "1 of the comparisons could not be made: stage student by logits failed: torn"]
+)
+def test_a_finished_run_says_which_comparisons_it_lacks(
+    reason: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    job = JobRecord("j", JobSpec("d"), "done", reason=reason)
+    monkeypatch.setattr(cli, "run_job", lambda *_, **__: Outcome(job, (), (), {}))
+    platform = Platform(Settings.load())
+    cli._run(platform, "textures", job.spec, tmp_path / "out", skip_faults=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("; the same command tries again" in shown) is (reason is not None)
+    assert reason is None or reason in shown
