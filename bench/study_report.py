@@ -7,12 +7,13 @@ cells is paired: the same pictures, the same seeds.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 Rows = Sequence[Mapping[str, Any]]
 Name = tuple[str, int, str, str]
@@ -167,24 +168,55 @@ def _share(rows: Rows, split: str) -> str:
 
 
 def _plots(groups: Mapping[Name, Rows], folder: Path) -> None:
+    """Accuracy over bytes, of pictures as they are sent, and over MACs, of pictures as they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    for cost, unit, label in (("image_bytes", 1.0, "bytes per picture (JPEG q90)"), ("macs", 1e6, "million MACs")):
-        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
-        panel = figure.subplots()
-        for way, colour in COLOURS.items():
-            names = [name for name in groups if name[0] == LITE and name[3] == way]
-            for index, name in enumerate(sorted(names, key=lambda n: groups[n][0][cost])):
-                mean, low, high = (100 * value for value in interval(right(groups[name])))
-                x = groups[name][0][cost] / unit
-                shape = {"stock": "s", "stride1": "^"}.get(name[2], "o")
-                error = [[mean - low], [high - mean]]
-                panel.errorbar(
-                    x, mean, yerr=error, fmt=shape, color=colour, capsize=2, label=None if index else way, alpha=0.9
-                )
-                panel.annotate(f"{name[1]}", (x, mean), xytext=(5, 2), textcoords="offset points", fontsize=7)
-        panel.set_xscale("log")
-        panel.set_xlabel(f"{label}; numbers: picture side; square: stock, triangle: stride-1 stem, circle: upsampled")
-        panel.set_ylabel("test top-1, % (95 %)")
-        panel.grid(visible=True, color="#e4e4e4", linewidth=0.6)
-        panel.legend(frameon=False, fontsize=8)
-        figure.savefig(folder / f"study-{cost.replace('_', '-')}.png", dpi=130, metadata={"Software": None})
+    _plot(
+        groups, folder, "image_bytes", 1.0, "bytes per picture (JPEG q90)", "test top-1 after JPEG q90, % (95 %)", _sent
+    )
+    _plot(groups, folder, "macs", 1e6, "million MACs", "test top-1, % (95 %)", lambda rows: interval(right(rows)))
+
+
+def _sent(rows: Rows) -> tuple[float, float, float]:
+    mean = float(np.mean([row["coded"]["correct"] / row["coded"]["total"] for row in rows]))
+    half = 1.96 * float(np.sqrt(mean * (1 - mean) / rows[0]["coded"]["total"]))
+    return mean, mean - half, mean + half
+
+
+def _plot(
+    groups: Mapping[Name, Rows],
+    folder: Path,
+    cost: str,
+    unit: float,
+    below: str,
+    beside: str,
+    figure_of: Callable[[Rows], tuple[float, float, float]],
+) -> None:
+    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+    panel = figure.subplots()
+    for step, (way, colour) in enumerate(COLOURS.items()):
+        names = [name for name in groups if name[0] == LITE and name[3] == way]
+        for index, name in enumerate(sorted(names, key=lambda n: groups[n][0][cost])):
+            mean, low, high = (100 * value for value in figure_of(groups[name]))
+            x = groups[name][0][cost] / unit * 1.03 ** (step - len(COLOURS) / 2)  # side by side where costs are equal
+            panel.errorbar(
+                x,
+                mean,
+                yerr=[[mean - low], [high - mean]],
+                fmt={"stock": "s", "stride1": "^"}.get(name[2], "o"),
+                color=colour,
+                capsize=2,
+                label=None if index else way,
+            )
+            panel.annotate(f"{name[1]}", (x, mean), xytext=(3, 3), textcoords="offset points", fontsize=6)
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter("")
+    panel.set_xlabel(
+        f"{below}; those of one cost stand side by side\n"
+        "numbers: picture side; square: stock, triangle: stride-1 stem, circle: upsampled to 128"
+    )
+    panel.set_ylabel(beside)
+    panel.grid(visible=True, color="#e4e4e4", linewidth=0.6)
+    panel.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(folder / f"study-{cost.replace('_', '-')}.png", dpi=130, metadata={"Software": None})

@@ -268,6 +268,7 @@ def test_how_a_plan_wants_it_trained_reaches_the_loop(
         (StageKind.STUDENT, student_spec("lcnet_050", "stock", 4, method="adversarial_mmd", **how, **codec)),
         (StageKind.ASSISTANT, recipe("lcnet_050", 4, size="64x64", method="logits", knobs={"alpha": 0.5}, **how)),
         (StageKind.TEACHER, recipe("lcnet_050", 4, size="64x64", checkpoint=None)),
+        (StageKind.TEACHER, recipe("vit_tiny_patch16_224", 4, size="64x64", checkpoint=None)),
     ]
     for number, (kind, spec) in enumerate(plans):
         with pytest.raises(LeaseLostError, match="seen"):
@@ -276,9 +277,10 @@ def test_how_a_plan_wants_it_trained_reaches_the_loop(
         assert pictures.views.policy == ViewPolicy(mixup=0.5)
         assert pictures.views.count == len(pictures.labels) == 3 * 14
         assert (used.ema, used.schedule, used.compile, used.epochs, used.seed) == (0.9, "cosine", True, 4, 5)
-    assert [pictures.codec for _, pictures, _ in seen] == [Codec("webp", 75, 0.5), None, None]
+    assert [pictures.codec for _, pictures, _ in seen] == [Codec("webp", 75, 0.5), None, None, None]
+    assert [used.rate for *_, used in seen] == pytest.approx([1e-3, 1e-3, 3e-3, 0.6e-3]), "a ViT learns more slowly"
     assert seen[1][0].params.alpha == 0.5  # type: ignore[attr-defined]
-    assert [pictures.cache is None for _, pictures, _ in seen] == [False, False, True]
+    assert [pictures.cache is None for _, pictures, _ in seen] == [False, False, True, True]
     assert seen[2][1].views.policy == ViewPolicy()
     assert (seen[2][2].ema, seen[2][2].schedule, seen[2][2].compile) == (0.0, "one_cycle", False)
 

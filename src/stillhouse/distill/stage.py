@@ -35,7 +35,10 @@ BUILTIN = {"textures": textures.write}
 """Data sets that ship with the package: name -> function that writes an ImageFolder."""
 
 RATES = {"pretrained": 1e-3, "random": 3e-3, "assistant": 1e-3}
-"""Peak learning rate by what the network starts from."""
+"""Peak learning rate of a CNN by what the network starts from."""
+
+VIT_RATE = 1 / 5
+"""A ViT's rate, as a share of a CNN's."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ def _trained(
     pictures = _pictures(room, network, codec=codec, cache=cache, mentor=mentor)
     recipe = Recipe(
         epochs=spec["epochs"],
-        rate=rate,
+        rate=rate * (VIT_RATE if network.family == "vit" else 1),
         seed=spec["seed"],
         schedule=spec.get("schedule", "one_cycle"),
         ema=spec.get("ema", 0.0),
