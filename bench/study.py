@@ -10,10 +10,11 @@ trainer; a cell differs from another in nothing but what its name says.
 - The model hub is not asked: the EfficientNet-lite networks start from ImageNet weights, MobileNetV3 and the ViT from
   random ones, and those train five times as long.
 - A seed decides all: views, order, new layers, and so the teacher and the assistant too.
-- Resumable at any point: a finished stage lies under ``--work`` by its content key, a killed one goes on from its
-  checkpoint, a finished row is in ``--out`` and is not computed again. Cells run in order of importance, seed by seed.
+- It begins no stage after ``--hours`` (2), and goes on when it is started again: a finished stage lies under ``--work`` by
+  its content key, a killed one goes on from its checkpoint, a finished row is in ``--out`` and is not computed again. Cells
+  run in order of importance, seed by seed.
 
-``--quick`` is the same on 10 classes with few cells, in under 10 minutes on 2 cores. ``--report`` writes
+``--quick`` is the same on 10 classes with four cells, in under 10 minutes on 2 cores. ``--report`` writes
 ``docs/benchmarks.md`` and its plots from the rows.
 """
 
@@ -357,7 +358,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "study.json")
     parser.add_argument("--quick", action="store_true", help="10 classes, four cells")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
-    parser.add_argument("--hours", type=float, default=48.0, help="no stage is begun after this long")
+    parser.add_argument(
+        "--hours", type=float, default=2.0, help="no stage is begun after this long; run it again to go on"
+    )
     parser.add_argument("--report", action="store_true", help="only write the tables and plots from the rows")
     options = parser.parse_args()
     classes = 10 if options.quick else CLASSES
