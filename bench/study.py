@@ -10,9 +10,9 @@ trainer; a cell differs from another in nothing but what its name says.
 - The model hub is not asked: the EfficientNet-lite networks start from ImageNet weights, MobileNetV3 and the ViT from
   random ones, and those train five times as long.
 - A seed decides all: views, order, new layers, and so the teacher and the assistant too.
-- It begins no stage after ``--hours`` (2), and goes on when it is started again: a finished stage lies under ``--work`` by
-  its content key, a killed one goes on from its checkpoint, a finished row is in ``--out`` and is not computed again. Cells
-  run in order of importance, seed by seed.
+- It begins no stage after ``--hours`` (2), and goes on when it is started again: a finished stage lies under
+  ``--work`` by its content key, a killed one goes on from its checkpoint, a finished row is in ``--out`` and is not
+  computed again. Cells run in order of importance, seed by seed.
 
 ``--quick`` is the same on 10 classes with four cells, in under 10 minutes on 2 cores. ``--report`` writes
 ``docs/benchmarks.md`` and its plots from the rows.
