@@ -103,12 +103,8 @@ def run(
     ] = "",
     mixup: Annotated[float, typer.Option(help="Share of views that are mixed.", rich_help_panel=TRAINING)] = 0.0,
     ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none.", rich_help_panel=TRAINING)] = 0.0,
-    schedule: Annotated[
-        str, typer.Option(help="Learning rate: one_cycle or cosine.", rich_help_panel=TRAINING)
-    ] = "one_cycle",
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile networks in training (GPU).", rich_help_panel=TRAINING)
-    ] = False,
+    schedule: Annotated[str, typer.Option(help="Rate: one_cycle or cosine.", rich_help_panel=TRAINING)] = "one_cycle",
+    compile: Annotated[bool, typer.Option("--compile", help="For a GPU.", rich_help_panel=TRAINING)] = False,
     codec_share: Annotated[
         float, typer.Option(help="Share of the student's views sent through the codec.", rich_help_panel=TRAINING)
     ] = 0.5,
