@@ -1,7 +1,7 @@
 """The words of the planner as frozen data: sizes, budgets, candidates, costs, plans, deployments.
 
-Units stand in names: ``latency_ms``, ``image_bytes``. MACs are the unit stored and shown; "FLOPs" in a budget means 2 x MACs
-(METHODS section 5). All survives a trip through JSON (``to_json`` / ``from_json``), which is how the ledger keeps it.
+Units stand in names: ``latency_ms``, ``image_bytes``. MACs are the unit stored and shown; "FLOPs" in a budget
+means 2 x MACs (METHODS section 5). All survives a trip through JSON, which is how the ledger keeps it.
 """
 
 from __future__ import annotations
