@@ -38,7 +38,7 @@ RATES = {"pretrained": 1e-3, "random": 3e-3, "assistant": 1e-3}
 """Peak learning rate of a CNN by what the network starts from."""
 
 VIT_RATE = 1 / 5
-"""A ViT's rate, as a share of a CNN's."""
+"""A ViT's rate, as a share of a CNN's [ours; docs/log.md, 2026-11-25]."""
 
 
 @dataclass(frozen=True)
