@@ -21,30 +21,28 @@ trainer; a cell differs from another in nothing but what its name says.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import fcntl
 import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from _stages import Stages, ingest_of, locked, offline_catalogue, say
 from stillhouse.distill import stage as trainer
 from stillhouse.distill import zoo
 from stillhouse.distill.loop import to_tensor
-from stillhouse.distill.stage import InputFiles, Output
+from stillhouse.distill.stage import InputFiles
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Candidate, Fit, Size, StageKind, StagePlan
 from stillhouse.search.job import Epochs, JobSpec
 from stillhouse.search.plan import Planner
 from stillhouse.search.space import Space
-from stillhouse.service.worker import catalogue
 from study_report import report
 
 ROOT = Path(__file__).parents[1]
@@ -170,14 +168,9 @@ class Study:
     """Runs stages by content key under a folder that several workers share."""
 
     def __init__(self, data: Path, work: Path, out: Path, classes: int) -> None:
-        self.work, self.out, self.classes = work, out, classes
+        self.work, self.out, self.classes, self.stages = work, out, classes, Stages(work)
         (work / "rows").mkdir(parents=True, exist_ok=True)
-        # Without digests of the code: an edit of a comment must not throw hours of training away.
-        self.catalogue = {name: value for name, value in catalogue().items() if name != "code"}
-        self.catalogue["weights"] = {**self.catalogue["weights"], "hub": []}
-        digest = f"{data.name} {data.stat().st_size}"
-        spec = {"source": str(data), "digest": digest, "skip_faults": False}
-        self.ingest = StagePlan(StageKind.INGEST, spec)
+        self.catalogue, self.ingest = offline_catalogue(), ingest_of(data)
 
     def spec(self, cell: Cell, seed: int) -> JobSpec:
         return JobSpec(
@@ -200,21 +193,13 @@ class Study:
         planner = Planner(spec, self.ingest.key, self.classes, self.catalogue)
         return (self.ingest, *planner.student(cell.candidate, spec.method))
 
-    def output(self, key: str) -> Output | None:
-        """What a finished stage left."""
-        path = self.work / key / "output.json"
-        if not path.exists():
-            return None
-        data = json.loads(path.read_text())
-        return Output({name: Path(file) for name, file in data["files"].items()}, data["metrics"])
-
     def advance(self, run: Run) -> bool:
         """Does one missing stage of a run, or its row; False when another worker is at it."""
         cell, seed = run
         for plan in self.plans(cell, seed):
-            if self.output(plan.key) is None:
-                return self._stage(plan)
-        with _locked(self.work / f"{self.plans(cell, seed)[-1].key}-{cell.key(self.classes, seed)}.lock") as mine:
+            if self.stages.output(plan.key) is None:
+                return self.stages.run(plan)
+        with locked(self.work / f"{self.plans(cell, seed)[-1].key}-{cell.key(self.classes, seed)}.lock") as mine:
             if mine and self.row(run) is None:
                 self._test(cell, seed)
             return mine
@@ -230,33 +215,10 @@ class Study:
     def _row_path(self, name: str) -> Path:
         return self.work / "rows" / (name.replace(" | ", "--").replace(" ", "_") + ".json")
 
-    def _stage(self, plan: StagePlan) -> bool:
-        folder = self.work / plan.key
-        folder.mkdir(exist_ok=True)
-        with _locked(folder / "lock") as mine:
-            if not mine or self.output(plan.key) is not None:
-                return mine
-            inputs = {}
-            for role, key in plan.inputs.items():
-                done = self.output(key)
-                assert done is not None, f"stage {key} comes before {plan.key}"
-                inputs[role] = InputFiles(done.files, done.metrics)
-            began = time.monotonic()
-            output = trainer.run(
-                plan, inputs, folder, cache=self.work / "cache", threads=torch.get_num_threads(), report=lambda _: None
-            )
-            data = {"files": {n: str(p) for n, p in output.files.items()}, "metrics": output.metrics}
-            (folder / "output.tmp").write_text(json.dumps(data))
-            (folder / "output.tmp").replace(folder / "output.json")
-            print(
-                f"{time.strftime('%H:%M:%S')} {plan.kind} {plan.key[:8]} {time.monotonic() - began:.0f} s", flush=True
-            )
-        return True
-
     def _test(self, cell: Cell, seed: int) -> None:
         """Reads the test split, plain and as the device would send it, and writes the row."""
         spec, plans = self.spec(cell, seed), self.plans(cell, seed)
-        done = {plan.key: self.output(plan.key) for plan in plans}
+        done = {plan.key: self.stages.output(plan.key) for plan in plans}
         dataset, student = done[self.ingest.key], done[plans[-1].key]
         assert dataset is not None
         assert student is not None
@@ -290,13 +252,13 @@ class Study:
         path = self._row_path(cell.key(self.classes, seed))
         path.with_suffix(".tmp").write_text(json.dumps(row))
         path.with_suffix(".tmp").replace(path)
-        _say(f"{cell.key(self.classes, seed)}: {right.mean():.1%}")
+        say(f"{cell.key(self.classes, seed)}: {right.mean():.1%}")
 
     def _teacher(self, plan: StagePlan, store: Any, labels: np.ndarray) -> dict[str, int]:
         """The teacher's own test accuracy at its own size, read once a teacher."""
         path = self.work / plan.key / "test.json"
         if not path.exists():
-            done = self.output(plan.key)
+            done = self.stages.output(plan.key)
             assert done is not None
             network = zoo.load(done.files["weights"]).eval().to(memory_format=torch.channels_last)
             pictures = store.array("test", network.image_size, Fit.SQUASH, self.classes)
@@ -312,21 +274,6 @@ def _predict(network: zoo.Network, pictures: np.ndarray) -> np.ndarray:
             network(to_tensor(pictures[start : start + 64])).argmax(1).numpy() for start in range(0, len(pictures), 64)
         ]
     return np.concatenate(parts)
-
-
-def _say(text: str) -> None:
-    print(time.strftime("%H:%M:%S"), text, flush=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
 
 
 def work(study: Study, wanted: list[Run], deadline: float) -> None:
