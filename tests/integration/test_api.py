@@ -33,8 +33,8 @@ CATALOGUE = {
         "lcnet_050": {
             "family": "cnn",
             "stems": ["stock"],
-            "head_features": 8,
-            "head_bias": True,
+            "macs_per_class": 8,
+            "params_per_class": 9,
             "cells": {
                 "32x32|stock": {"macs": 10**6, "params": 1000},
                 "64x64|stock": {"macs": 4 * 10**6, "params": 1000},

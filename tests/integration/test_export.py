@@ -190,3 +190,17 @@ def test_real_students_export(arch: str, stem: str, tmp_path: Path) -> None:
     files, metrics = stage.run_export(network, spec, pictures=None, class_names=CLASSES, work=tmp_path)
     assert metrics["parity"]["max_abs"] <= metrics["parity"]["tolerance"]
     assert files["onnx"].stat().st_size == pytest.approx(4 * sum(p.numel() for p in network.parameters()), rel=0.1)
+
+
+@pytest.mark.parametrize("arch", ["mobileone_s0", "repvgg_a0"])
+def test_merged_students_say_what_their_branches_say(arch: str, tmp_path: Path) -> None:
+    network = zoo.build(arch, classes=3, image_size=Size(32, 32)).train()
+    with torch.no_grad():
+        network(torch.rand(8, 3, 32, 32))  # so that running statistics are not those of a fresh network
+    spec = {**network.spec(), "precision": "fp32", "fit": "squash"}
+    files, metrics = stage.run_export(network, spec, pictures=None, class_names=CLASSES, work=tmp_path)
+    assert metrics["parity"]["max_abs"] <= metrics["parity"]["tolerance"]
+    _, params = zoo.macs_params(arch, classes=3, network_size=Size(32, 32))
+    assert files["onnx"].stat().st_size == pytest.approx(4 * params, rel=0.02)
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    assert sum(node.op_type == "Conv" for node in onnx.load(files["onnx"]).graph.node) < convolutions / 1.5

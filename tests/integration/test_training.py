@@ -203,6 +203,26 @@ def test_a_stopped_student_goes_on_to_the_same_weights(
     assert whole.metrics["val"] == resumed.metrics["val"]
 
 
+def test_a_student_trained_rung_by_rung_has_the_same_weights(
+    root: Path, dataset: Output, teacher: Output, tmp_path: Path
+) -> None:
+    """Each rung is a stage of its own that reads what the one below it left."""
+    spec = student_spec("lcnet_050", "stock", 4, method="tas", **CODED)
+    own = targets_of(root, dataset, teacher, features="native", feature_bytes=1 << 30, mixup=CODED["mixup"])
+    inputs = {"dataset": dataset, "targets": own, "assistant": teacher}
+    whole = stage(root, StageKind.STUDENT, spec, inputs, work=tmp_path / "whole")
+    first = stage(root, StageKind.STUDENT, spec | {"until": 1}, inputs, work=tmp_path / "first")
+    second = stage(root, StageKind.STUDENT, spec | {"until": 3}, inputs | {"resume": first}, work=tmp_path / "second")
+    last = stage(root, StageKind.STUDENT, spec, inputs | {"resume": second}, work=tmp_path / "last")
+    assert set(first.files) == set(second.files) == {"checkpoint"}
+    accuracies = [[row["val_accuracy"] for row in each.metrics["history"]] for each in (first, second, last, whole)]
+    assert [len(rows) for rows in accuracies] == [1, 3, 4, 4]
+    assert accuracies[2] == accuracies[3]
+    assert accuracies[2][:3] == accuracies[1]
+    expected, found = load_file(whole.files["weights"]), load_file(last.files["weights"])
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 @pytest.mark.parametrize("more", [{}, CODED], ids=["plain", "coded"])
 def test_a_live_mentor_teaches_what_its_cache_does(
     more: dict[str, Any], root: Path, dataset: Output, teacher: Output, tmp_path: Path

@@ -1,11 +1,23 @@
 import itertools
 import math
 
+import moocore
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.search.pareto import dominates, front, hypervolume, knee
+from stillhouse.search.pareto import (
+    cheapest_within,
+    dominates,
+    front,
+    hypervolume,
+    knee,
+    mcnemar,
+    net_order,
+    promotion_order,
+    ranks,
+)
 
 # A coarse grid, so that ties and duplicates are common.
 NUMBERS = st.integers(0, 6).map(float)
@@ -72,3 +84,54 @@ def test_hypervolume_never_falls_and_only_the_front_counts(points):
     whole = hypervolume(points, reference)
     assert whole >= hypervolume(points[:-1], reference) - 1e-9
     assert whole == pytest.approx(hypervolume([points[i] for i in front(points)], reference))
+
+
+@given(st.integers(2, 4).flatmap(lambda m: tables(m, least=1, most=9)))
+def test_hypervolume_is_that_of_the_reference_library(points):
+    reference = (0.0, *[7.0] * (len(points[0]) - 1))
+    signs = np.array([-1.0, *[1.0] * (len(points[0]) - 1)])
+    expected = moocore.hypervolume(np.array(points) * signs, ref=np.array(reference) * signs)
+    assert hypervolume(points, reference) == pytest.approx(expected)
+
+
+@given(ANY)
+def test_each_rank_is_beaten_by_the_one_above_it(points):
+    found = ranks(points)
+    for index, point in enumerate(points):
+        better = [found[other] for other, rival in enumerate(points) if dominates(rival, point)]
+        assert found[index] == max(better, default=-1) + 1
+
+
+@given(ANY)
+def test_promotion_goes_rank_by_rank_and_leaves_none_out(points):
+    order = promotion_order(points)
+    assert sorted(order) == list(range(len(points)))
+    found = ranks(points)
+    assert [found[index] for index in order] == sorted(found)
+
+
+@given(SOME)
+def test_a_net_begins_with_the_most_accurate_and_each_next_is_the_farthest(points):
+    order = net_order(points)
+    assert sorted(order) == list(range(len(points)))
+    assert points[order[0]][0] == max(point[0] for point in points)
+    table = np.array(points)
+    scaled = (table - table.min(0)) / np.where(np.ptp(table, axis=0) > 0, np.ptp(table, axis=0), 1.0)
+    for place in range(1, len(order)):
+        gap = [min(np.sum((scaled[i] - scaled[j]) ** 2) for j in order[:place]) for i in order[place:]]
+        assert gap[0] == pytest.approx(max(gap))
+
+
+@given(st.integers(2, 4).flatmap(lambda m: tables(m, least=1)))
+def test_the_cheapest_within_a_margin_is_accurate_enough_and_cheapest(points):
+    index, best = cheapest_within(points, margin=1.0), max(point[0] for point in points)
+    assert points[index][0] >= best - 1
+    assert points[index][1] == min(point[1] for point in points if point[0] >= best - 1)
+
+
+@given(st.integers(0, 30), st.integers(0, 30))
+def test_mcnemar_is_the_binomial_test(a, b):
+    n = a + b
+    chances = [math.comb(n, k) / 2**n for k in range(n + 1)]
+    expected = sum(chance for chance in chances if chance <= chances[a] * (1 + 1e-9))
+    assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(expected)

@@ -20,8 +20,8 @@ def space(max_macs):
         f"net{i}": {
             "family": "cnn",
             "stems": ["stock", "stride1"],
-            "head_features": 8 * (i + 1) ** 2,
-            "head_bias": False,
+            "macs_per_class": 8 * (i + 1) ** 2,
+            "params_per_class": 8 * (i + 1) ** 2,
             "cells": cells,
         }
         for i in range(4)

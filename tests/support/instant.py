@@ -21,8 +21,8 @@ def catalogue() -> dict[str, Json]:
         name: {
             "family": "cnn",
             "stems": ["stock", "stride1"],
-            "head_features": 8,
-            "head_bias": True,
+            "macs_per_class": 8,
+            "params_per_class": 9,
             "cells": cells(unit),
         }
         for name, unit in (("small", 1_000_000), ("middle", 3_000_000), ("large", 9_000_000))

@@ -16,15 +16,15 @@ CATALOGUE = {
         "lcnet_050": {
             "family": "cnn",
             "stems": ["stock"],
-            "head_features": 8,
-            "head_bias": True,
+            "macs_per_class": 8,
+            "params_per_class": 9,
             "cells": {"32x32|stock": {"macs": 1000, "params": 100}},
         },
         "a_vit": {
             "family": "vit",
             "stems": ["stock", "half_patch"],
-            "head_features": 8,
-            "head_bias": True,
+            "macs_per_class": 8,
+            "params_per_class": 9,
             "cells": {
                 f"{side}x{side}|{stem}": {"macs": 1000, "params": 100}
                 for side, stem in ((32, "stock"), (48, "stock"), (56, "half_patch"))

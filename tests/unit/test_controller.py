@@ -44,6 +44,7 @@ def test_a_candidate_beyond_the_measured_limit_is_never_trained() -> None:
     ledger, job, engine, controller = setup(
         lambda plan: engine_arch.update({plan.key: str(plan.spec.get("arch"))}) or work(plan),
         budget=Budget(max_latency_ms=10.0),
+        sampler="tpe",
     )
     assert drive(controller, ledger, job.id) == "done"
     infeasible = [t for t in ledger.trials(job.id) if t.state == "infeasible"]

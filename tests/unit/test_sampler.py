@@ -21,8 +21,8 @@ def catalogue(archs=6, pretrained=()):
         f"net{i}": {
             "family": "cnn",
             "stems": ["stock", "stride1"],
-            "head_features": 10,
-            "head_bias": True,
+            "macs_per_class": 10,
+            "params_per_class": 11,
             "cells": {
                 f"{side}x{side}|{stem}": {"macs": (i + 1) * side**2 * (4 if stem == "stride1" else 1), "params": 1000}
                 for side in SIDES

@@ -14,14 +14,14 @@ from stillhouse.search.space import ByteCurve, Space, explain_infeasible
 def arch(base, *, stems=("stock",), family="cnn", sizes=(32, 48, 64, 96, 128), bias=True):
     """MACs grow with the pixels: ``base`` at 32 pixels, fourfold with another stem."""
     cells = {
-        f"{side}x{side}|{stem}": {
-            "macs": round(base * (side / 32) ** 2 * (1 if stem == "stock" else 4)),
+        f"{size}|{stem}": {
+            "macs": round(base * size.pixels / 32**2 * (1 if stem == "stock" else 4)),
             "params": 1000 * base,
         }
-        for side in sizes
+        for size in map(Size.parse, sizes)
         for stem in stems
     }
-    return {"family": family, "stems": list(stems), "head_features": 10, "head_bias": bias, "cells": cells}
+    return {"family": family, "stems": list(stems), "macs_per_class": 10, "params_per_class": 10 + bias, "cells": cells}
 
 
 DATA = {
@@ -110,6 +110,27 @@ def test_exact_image_size_of_the_budget_joins_the_catalogues():
     assert {c.image_size.height for c in found.feasible} == {32, 50}
     oblong = space(budget=Budget(max_image_size=Size(48, 64)))
     assert {c.image_size for c in oblong.feasible} == {Size(32, 32)}
+
+
+@pytest.mark.parametrize(
+    ("image", "grids"),
+    [
+        ("48x64", ["48x64", "96x128", "144x192"]),  # 3:4
+        ("47x64", ["48x64", "96x128", "144x192"]),  # nearly so
+        ("36x64", ["36x64", "126x224"]),  # 9:16
+        ("54x96", ["126x224"]),
+        ("40x64", ["64x64", "96x96", "128x128"]),  # a shape of which there is none
+        ("100x134", ["144x192"]),
+        ("64x48", ["64x64", "96x96", "128x128"]),  # upright: likewise
+        ("64x64", ["64x64", "96x96", "128x128"]),
+        ("128x128", ["128x128"]),
+    ],
+)
+def test_a_picture_is_computed_on_grids_of_its_own_shape(image, grids):
+    sizes = (32, 48, 64, 96, 128, "36x64", "126x224", "48x64", "96x128", "144x192")
+    catalogue = Catalogue.from_json({**DATA, "archs": {"small_cnn": arch(100, sizes=sizes)}})
+    found = space(catalogue=catalogue, image_sizes=(image,)).candidates
+    assert [str(c.network_size) for c in found] == grids
 
 
 def test_oblong_pictures_are_computed_on_a_grid_that_covers_them():

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from stillhouse.distill.network import merged
 from stillhouse.distill.zoo import Network, adapt, build, input_convolution, is_known, load, macs_params, save
 from stillhouse.search.domain import Size
 from stillhouse.search.errors import StageError, UnknownNameError
@@ -58,6 +59,32 @@ def test_stride1_keeps_the_grid_and_the_weights() -> None:
     backbone: Any = kept.backbone
     assert backbone.forward_features(torch.rand(1, 3, 64, 64)).shape[2:] == (4, 4)
     assert backbone.maxpool.stride == 2
+
+
+@pytest.mark.parametrize("arch", ["repvgg_a0", "mobileone_s0", "fastvit_t8"])
+@pytest.mark.parametrize("stem", ["stock", "stride1"])
+def test_merged_branches_compute_the_same_with_less(arch: str, stem: str) -> None:
+    network = network_of(arch, stem=stem)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted, deployed = network(x), merged(network).eval()
+        torch.testing.assert_close(deployed(x), wanted, rtol=1e-3, atol=1e-4)
+    assert any("conv_kxk" in name for name, _ in network.named_parameters()), "left as it was"
+    assert not any("conv_kxk" in name for name, _ in deployed.named_parameters())
+    params = macs_params(arch, classes=3, network_size=Size(32, 32), stem=stem)[1]
+    assert params == sum(p.numel() for p in deployed.parameters()) < sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("arch", ["repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9"])
+def test_stride1_reaches_every_branch_that_reads_the_picture(arch: str) -> None:
+    stock, kept = (network_of(arch, "64x64", stem=stem).backbone for stem in ("stock", "stride1"))
+    x = torch.rand(1, 3, 64, 64)
+    coarse, fine = (backbone.forward_features(x).shape[2:] for backbone in (stock, kept))  # type: ignore[operator]
+    assert (coarse, fine) == ((2, 2), (4, 4))
 
 
 def test_half_patch_has_four_times_the_patches() -> None:

@@ -3,8 +3,9 @@
 ``python -m stillhouse.distill.catalogue`` counts every (architecture, network size, stem) on the meta device and
 writes ``search/catalogue.json``, which the planner reads without torch. A test re-counts a sample each run.
 
-Every architecture listed here builds, takes a training step and exports to ONNX in each of its stems; a cell
-holds the body's costs, to which the planner adds those of the classifier.
+Costs are those of the network as deployed, branches merged; a cell holds those of the body, to which the planner adds
+what each class costs. An architecture in a stem that does not build, train or export is left out, by the table
+``search/catalogue_checks.json`` that ``python -m stillhouse.service.cell_check`` writes.
 """
 
 from __future__ import annotations
@@ -12,84 +13,172 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 
 from stillhouse.distill import zoo
 from stillhouse.search.domain import Json, Size
+from stillhouse.search.errors import StageError
 
 PATH = Path(__file__).parents[1] / "search" / "catalogue.json"
+CHECKS = PATH.with_name("catalogue_checks.json")
 
 ARCHS = (
     "convnext_atto",
+    "convnext_femto",
+    "convnext_zepto_rms",
+    "convnextv2_atto",
     "deit_tiny_patch16_224",
+    "edgenext_x_small",
+    "edgenext_xx_small",
+    "efficientvit_b0",
+    "efficientvit_b1",
+    "fastvit_t12",
+    "fastvit_t8",
+    "fbnetc_100",
+    "ghostnet_050",
+    "ghostnet_100",
     "lcnet_035",
     "lcnet_050",
     "lcnet_075",
     "lcnet_100",
+    "mnasnet_100",
     "mnasnet_small",
+    "mobilenetv2_035",
     "mobilenetv2_050",
     "mobilenetv2_100",
+    "mobilenetv3_large_075",
+    "mobilenetv3_large_100",
     "mobilenetv3_small_050",
     "mobilenetv3_small_075",
     "mobilenetv3_small_100",
+    "mobilenetv4_conv_medium",
     "mobilenetv4_conv_small",
     "mobilenetv4_conv_small_035",
     "mobilenetv4_conv_small_050",
+    "mobilenetv4_hybrid_medium_075",
+    "mobileone_s0",
+    "mobileone_s1",
+    "mobilevit_xs",
+    "mobilevit_xxs",
+    "mobilevitv2_050",
+    "pvt_v2_b0",
+    "regnety_002",
+    "repghostnet_050",
+    "repghostnet_100",
+    "repvgg_a0",
+    "repvgg_a1",
+    "repvit_m0_9",
+    "repvit_m1_0",
     "resnet10t",
     "resnet14t",
     "resnet18",
+    "semnasnet_075",
+    "shvit_s1",
+    "starnet_s050",
+    "starnet_s1",
     "tf_efficientnet_lite0",
+    "tf_efficientnet_lite1",
+    "tf_efficientnet_lite2",
+    "tiny_vit_5m_224",
+    "tinynet_c",
     "tinynet_d",
     "tinynet_e",
+    "vit_small_patch16_224",
     "vit_tiny_patch16_224",
 )
 IMAGE_SIZES = (32, 48, 64, 96, 128)
-NETWORK_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224)
+NETWORK_SIZES = (
+    *(Size(side, side) for side in (32, 48, 64, 96, 112, 128, 160, 192, 224)),
+    *(Size(3 * side, 4 * side) for side in (16, 24, 32, 48, 56)),  # cameras of 3:4
+    *(Size(9 * side, 16 * side) for side in (4, 6, 8, 14)),  # and of 9:16
+)
+"""What networks compute at, height by width."""
 STAGE_KINDS = ("ingest", "probe", "teacher", "targets", "assistant", "student")
 
 _PROBE_CLASSES = 2
 """Classes of the networks that are counted; what they cost is taken off again."""
 
+_NEEDED = ("builds", "trains", "exports")
+"""Checks without which an architecture in a stem is no candidate."""
 
-def describe(arch: str) -> dict[str, Json]:
-    """One architecture's entry: family, stems, classifier, and each cell's costs without the classifier."""
+
+def probe(arch: str) -> zoo.Network:
+    """An architecture on the meta device, to be asked what it is.
+
+    Raises:
+        UnknownNameError, StageError: As ``zoo.build``.
+    """
     with torch.device("meta"):
-        probe = zoo.build(arch, classes=_PROBE_CLASSES, image_size=Size(224, 224))
-    stems = _stems(probe)
-    backbone: Any = probe.backbone
-    head: torch.nn.Linear = backbone.get_classifier()
-    bias = head.bias is not None
-    cells: dict[str, Json] = {}
-    for stem, side in itertools.product(stems, NETWORK_SIZES):
-        if not _divides(probe, stem, side):
-            continue
-        macs, params = zoo.macs_params(arch, classes=_PROBE_CLASSES, network_size=Size(side, side), stem=stem)
-        cells[f"{side}x{side}|{stem}"] = {
-            "macs": macs - _PROBE_CLASSES * head.in_features,
-            "params": params - _PROBE_CLASSES * (head.in_features + bias),
-        }
+        return zoo.build(arch, classes=_PROBE_CLASSES, image_size=Size(224, 224))
+
+
+def stems_of(network: zoo.Network) -> list[str]:
+    """Stems that its architecture can be asked for with; a check says whether they work."""
+    stride = zoo.input_convolution(network).stride
+    return [stem for stem in zoo.STEMS[network.family] if stem != "stride1" or stride == (2, 2)]
+
+
+def describe(arch: str, without: Collection[str] = ()) -> dict[str, Json]:
+    """One architecture's entry: family, stems, costs of a class, and each cell's costs without classes.
+
+    Args:
+        arch: A timm name.
+        without: Stems to leave out.
+
+    Raises:
+        UnknownNameError, StageError: As ``zoo.build``; or it computes at none of the sizes.
+    """
+    stock = probe(arch)
+    stems = [stem for stem in stems_of(stock) if stem not in without]
+    found: dict[tuple[Size, str], tuple[int, int]] = {}
+    for stem, size in itertools.product(stems, NETWORK_SIZES):
+        costs = _counted(arch, size, stem)
+        if costs is not None:
+            found[size, stem] = costs
+    if not found:
+        raise StageError(f"{arch} computes at none of the sizes {', '.join(map(str, NETWORK_SIZES))}")
+    (size, stem), costs = next(iter(found.items()))
+    more = zoo.macs_params(arch, classes=_PROBE_CLASSES + 1, network_size=size, stem=stem)
+    macs, params = more[0] - costs[0], more[1] - costs[1]
     return {
-        "family": probe.family,
-        "stems": stems,
-        "head_features": head.in_features,
-        "head_bias": bias,
-        "cells": cells,
+        "family": stock.family,
+        "stems": [stem for stem in stems if any(stem == known for _, known in found)],
+        "macs_per_class": macs,
+        "params_per_class": params,
+        "cells": {
+            f"{size}|{stem}": {"macs": cost[0] - _PROBE_CLASSES * macs, "params": cost[1] - _PROBE_CLASSES * params}
+            for (size, stem), cost in found.items()
+        },
+    }
+
+
+def refused(checks: Mapping[str, Json]) -> set[tuple[str, str]]:
+    """The (architecture, stem) that by the table of checks do not build, train or export."""
+    return {
+        (name.split("|")[0], name.split("|")[1])
+        for name, verdict in checks["cells"].items()
+        if not all(verdict[check] for check in _NEEDED)
     }
 
 
 def generate(archs: Iterable[str] = ARCHS) -> dict[str, Json]:
     """The catalogue as ``search.catalogue`` reads it; the same in every process with the same libraries."""
+    failed = refused(json.loads(CHECKS.read_text(encoding="utf-8")))
+    entries = {}
+    for arch in sorted(archs):
+        without = {stem for name, stem in failed if name == arch}
+        if set(stems_of(probe(arch))) - without:
+            entries[arch] = describe(arch, without)
     return {
         "made_with": {name: version(name).partition("+")[0] for name in ("timm", "torch")},
         "names": sorted(timm.list_models()),
         "image_sizes": [f"{side}x{side}" for side in IMAGE_SIZES],
-        "archs": {arch: describe(arch) for arch in sorted(archs)},
+        "archs": entries,
     }
 
 
@@ -129,18 +218,12 @@ def code_digests() -> dict[str, str]:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _stems(probe: zoo.Network) -> list[str]:
-    stride = zoo.input_convolution(probe).stride
-    return [stem for stem in zoo.STEMS[probe.family] if stem != "stride1" or stride == (2, 2)]
-
-
-def _divides(probe: zoo.Network, stem: str, side: int) -> bool:
-    """False for a size that a ViT's patch does not divide."""
-    if probe.family != "vit":
-        return True
-    vit: Any = probe.backbone
-    patch = int(vit.patch_embed.patch_size[0]) // (2 if stem == "half_patch" else 1)
-    return side % patch == 0
+def _counted(arch: str, size: Size, stem: str) -> tuple[int, int] | None:
+    """(MACs, parameters); None when the network cannot compute at this size."""
+    try:
+        return zoo.macs_params(arch, classes=_PROBE_CLASSES, network_size=size, stem=stem)
+    except (StageError, RuntimeError, ValueError, AssertionError):  # timm's networks have no error type of their own
+        return None
 
 
 def _digest(root: Path, paths: Iterable[Path], libraries: Iterable[str]) -> str:

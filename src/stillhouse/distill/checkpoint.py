@@ -10,11 +10,14 @@ import hashlib
 import io
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from stillhouse.search.errors import StageError
 
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{64})\.pt")
@@ -37,6 +40,34 @@ def save_checkpoint(folder: Path, epoch: int, state: Mapping[str, Any]) -> Path:
     for old in _found(folder)[KEPT:]:
         old.unlink()
     return path
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The file of the newest state.
+
+    Raises:
+        StageError: There is none.
+    """
+    found = _found(folder)
+    if not found:
+        raise StageError(f"a training that stops early must leave a checkpoint, but {folder} holds none")
+    return found[0]
+
+
+def adopt_checkpoint(path: Path, name: str, folder: Path) -> None:
+    """Puts a checkpoint that another training left into a folder, unless the folder has a state of its own.
+
+    Args:
+        path: The file.
+        name: The name that ``save_checkpoint`` gave it.
+        folder: Where ``load_checkpoint`` will look.
+    """
+    if _NAME.fullmatch(name) is None or _found(folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / f"{name}.tmp"
+    shutil.copyfile(path, fresh)
+    fresh.replace(folder / name)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -54,6 +54,7 @@ class Recipe:
         ema: Decay of a moving average of the weights, which then is the result; 0 for none. After n steps the decay is
             (1 + n) / (10 + n) where that is less, so that a short training does not ship its first weights.
         compile: Compiles the network where the method reads nothing inside it. Changes speed, and rounding.
+        until: Stops after this many epochs of the schedule, with a checkpoint to go on from; None trains to the end.
     """
 
     epochs: int
@@ -64,6 +65,12 @@ class Recipe:
     schedule: str = "one_cycle"
     ema: float = 0.0
     compile: bool = False
+    until: int | None = None
+
+    @property
+    def last(self) -> int:
+        """Epochs after which the training stops."""
+        return self.epochs if self.until is None else min(self.until, self.epochs)
 
 
 def one_cycle(step: int, steps: int) -> float:
@@ -102,7 +109,7 @@ def train(method: Method, pictures: Pictures, recipe: Recipe, *, work: Path, rep
     trainer = Trainer(method, recipe, recipe.epochs * feed.steps(0), device)
     progress = Progress(report, recipe.epochs, len(pictures.labels))
     start = trainer.resume(work, progress)
-    for epoch in range(start, recipe.epochs):
+    for epoch in range(start, recipe.last):
         began = time.monotonic()
         losses = _epoch(trainer, feed, epoch, progress)
         score = evaluate(trainer.result, method.task, pictures.val, pictures.val_labels, batch=4 * recipe.batch)

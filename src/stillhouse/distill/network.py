@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -106,6 +107,36 @@ def first_convolution(backbone: nn.Module) -> nn.Conv2d:
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
             return module
     raise StageError(f"{type(backbone).__name__} has no convolution that reads a picture of 3 channels")
+
+
+def keep_grid(backbone: nn.Module) -> None:
+    """Sets the stride of what reads the picture from 2 to 1 (stem ``stride1``).
+
+    Several convolutions read it where branches run side by side until they are merged for deployment (RepVGG).
+
+    Raises:
+        StageError: The first convolution has another stride.
+    """
+    stride = first_convolution(backbone).stride
+    if stride != (2, 2):
+        name = config(backbone)["architecture"]
+        raise StageError(f"stem stride1 needs a first convolution of stride 2, but {name} has {stride}")
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.stride == stride:
+            module.stride = (1, 1)
+        elif getattr(module, "in_chs", None) == 3 and getattr(module, "stride", None) == 2:
+            module.stride = 1  # type: ignore[assignment]  # a block that merges its branches by its own figures
+
+
+def merged(network: nn.Module) -> nn.Module:
+    """A copy as it is deployed: branches that only training needs are merged into one convolution each.
+
+    It computes the same in evaluation mode. A network without such branches is merely copied.
+    """
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    with torch.device(device):
+        found: nn.Module = reparameterize_model(network)
+    return found
 
 
 def classifier_names(backbone: nn.Module) -> frozenset[str]:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from stillhouse.distill import methods, tasks, zoo
+from stillhouse.distill.checkpoint import adopt_checkpoint, newest_checkpoint
 from stillhouse.distill.data import textures
 from stillhouse.distill.data.ingest import ingest
 from stillhouse.distill.data.reader import Codec, Reader
@@ -218,23 +219,37 @@ def _trained(
         schedule=spec.get("schedule", "one_cycle"),
         ema=spec.get("ema", 0.0),
         compile=spec.get("compile", False),
+        until=spec.get("until"),
     )
+    checkpoints = room.work / "checkpoints"
+    if "resume" in room.inputs:
+        earlier = room.inputs["resume"]
+        adopt_checkpoint(earlier.files["checkpoint"], earlier.metrics["checkpoint"], checkpoints)
     began = time.monotonic()
-    history = train(method, pictures, recipe, work=room.work / "checkpoints", report=room.report)
+    history = train(method, pictures, recipe, work=checkpoints, report=room.report)
     score = evaluate(network, task, pictures.val, pictures.val_labels)
-    weights = room.output("weights.safetensors")
-    zoo.save(network, weights, list(room.store.classes[: spec["classes"]]))
+    files = _left(room, network, checkpoints, finished=recipe.last == recipe.epochs)
     seconds = sum(row["seconds"] for row in history)
     return Output(
-        {"weights": weights},
+        files,
         {
             "val": {"correct": score.correct, "total": score.total},
             "history": history,
             "weights": spec["weights"],
             "images_per_s": len(pictures.labels) * len(history) / seconds,
             "seconds": time.monotonic() - began,
+            **({} if "weights" in files else {"checkpoint": files["checkpoint"].name}),
         },
     )
+
+
+def _left(room: Room, network: Network, checkpoints: Path, *, finished: bool) -> dict[str, Path]:
+    """What a training leaves: weights at its end, before it a checkpoint to go on from."""
+    if not finished:
+        return {"checkpoint": newest_checkpoint(checkpoints)}
+    weights = room.output("weights.safetensors")
+    zoo.save(network, weights, list(room.store.classes[: room.plan.spec["classes"]]))
+    return {"weights": weights}
 
 
 def _pictures(

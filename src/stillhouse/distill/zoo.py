@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from stillhouse.distill.network import Network, config, count_macs, family, first_convolution, input_convolution
+from stillhouse.distill.network import Network, config, count_macs, family, input_convolution, keep_grid, merged
 from stillhouse.distill.taps import Taps, input_shape, tap
 from stillhouse.distill.weights import (
     hub_weights,
@@ -114,13 +114,15 @@ def adapt(network: Network, source: Network) -> None:
 
 
 def macs_params(arch: str, *, classes: int, network_size: Size, stem: str = "stock") -> tuple[int, int]:
-    """MACs of one picture and parameters, counted on the meta device (METHODS section 5).
+    """MACs of one picture and parameters as deployed, counted on the meta device (METHODS section 5).
+
+    Branches that only training needs are merged (see ``merged``).
 
     Raises:
         UnknownNameError, StageError: As ``build``.
     """
     with torch.device("meta"):
-        network = build(arch, classes=classes, image_size=network_size, stem=stem)
+        network = merged(build(arch, classes=classes, image_size=network_size, stem=stem))
     return count_macs(network, network_size), sum(p.numel() for p in network.parameters())
 
 
@@ -165,10 +167,7 @@ def _backbone(arch: str, classes: int, size: Size, stem: str) -> nn.Module:
     if config(stock).get("fixed_input_size"):
         stock = _resized(arch, stock, classes, size)
     if stem == "stride1":
-        convolution = first_convolution(stock)
-        if convolution.stride != (2, 2):
-            raise StageError(f"stem stride1 needs a first convolution of stride 2, but {arch} has {convolution.stride}")
-        convolution.stride = (1, 1)
+        keep_grid(stock)
     return stock
 
 

@@ -1,7 +1,8 @@
 """A trained network as one ONNX file with its preprocessing inside.
 
 Input ``pictures``: uint8 (N, h, w, 3), RGB, N dynamic. Output ``logits``: float32 (N, K). The graph permutes,
-divides by 255 and runs the network, which normalises (and upsamples) by itself.
+divides by 255 and runs the network, which normalises (and upsamples) by itself. Branches that only training needs
+(RepVGG, MobileOne, RepViT ...) are merged into one convolution each.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from stillhouse import __version__
@@ -52,7 +54,7 @@ def export(network: nn.Module, *, image_size: Size, path: Path, metadata: Mappin
     """Exports a network that takes float pictures (N, 3, h, w) in [0, 1]; the file appears whole or not at all.
 
     Args:
-        network: Left as it was found (device and mode).
+        network: Left as it was found; a copy is exported.
         image_size: (h, w) of the pictures.
         path: The .onnx file.
         metadata: Goes into the file's metadata properties.
@@ -60,9 +62,9 @@ def export(network: nn.Module, *, image_size: Size, path: Path, metadata: Mappin
     Raises:
         StageError: The exporter cannot express the network.
     """
-    was_training = network.training
-    deployed = Deployed(network).eval()
     example = torch.zeros(2, image_size.height, image_size.width, 3, dtype=torch.uint8, device=_device(network))
+    with example.device:  # so that merged convolutions are made where the network lies
+        deployed = Deployed(reparameterize_model(network)).eval()
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -81,8 +83,6 @@ def export(network: nn.Module, *, image_size: Size, path: Path, metadata: Mappin
         raise
     except Exception as error:  # the exporter has no error type of its own
         raise StageError(f"the network cannot be exported to ONNX: {type(error).__name__}: {error}") from error
-    finally:
-        network.train(was_training)
     _describe(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     fresh = path.with_suffix(".tmp")

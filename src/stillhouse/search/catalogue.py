@@ -1,8 +1,8 @@
 """The catalogue: which networks can be built, and what each costs, without importing torch.
 
 ``catalogue.json`` is counted once on the meta device and ships with the package. A cell holds the
-figures of the body alone; the classifier depends on the number of classes K and is added here:
-``macs + d K`` and ``params + d K (+ K with a bias)``, d being the width of the last feature.
+figures of the body alone; the classifier depends on the number of classes K and is added here: each class costs the
+same MACs and parameters, whatever the head.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ class Arch:
     Attributes:
         family: ``cnn`` or ``vit``.
         stems: Stems that it can be built with.
-        head_features: Width d of the feature that the classifier reads.
-        head_bias: True when the classifier has a bias.
+        macs_per_class, params_per_class: What each class adds.
         cells: (network size, stem) -> (MACs, parameters) of the body.
     """
 
     family: str
     stems: tuple[str, ...]
-    head_features: int
-    head_bias: bool
+    macs_per_class: int
+    params_per_class: int
     cells: Mapping[tuple[Size, str], tuple[int, int]]
 
     @classmethod
@@ -45,8 +44,8 @@ class Arch:
         return cls(
             family=data["family"],
             stems=tuple(data["stems"]),
-            head_features=int(data["head_features"]),
-            head_bias=bool(data["head_bias"]),
+            macs_per_class=int(data["macs_per_class"]),
+            params_per_class=int(data["params_per_class"]),
             cells=cells,
         )
 
@@ -121,8 +120,7 @@ class Catalogue:
             known = [f"{size}|{name}" for size, name in entry.cells]
             raise UnknownNameError.among(f"network size and stem of {arch}", f"{network_size}|{stem}", known)
         macs, params = entry.cells[network_size, stem]
-        head = entry.head_features * classes
-        return macs + head, params + head + (classes if entry.head_bias else 0)
+        return macs + entry.macs_per_class * classes, params + entry.params_per_class * classes
 
     def check_arch(self, name: str) -> None:
         """Raises UnknownNameError, with near names, unless the search knows the architecture's costs."""

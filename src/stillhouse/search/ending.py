@@ -172,6 +172,9 @@ def why_empty(job: JobRecord, trials: Sequence[TrialRecord], deployments: Sequen
             f"{UNMET}: of {len(deployments)} trained models the best reaches {best.validation.value:.1%} "
             f"on validation{beyond}; relax min_accuracy or the limit named, or train longer"
         )
+    stopped = next((trial for trial in trials if trial.state == "stopped"), None)
+    if stopped is not None:
+        return f"no training had come to its end: {stopped.reason}; give the search more time, or fewer epochs"
     failed = next((trial for trial in trials if trial.state == "failed"), None)
     if failed is not None:
         return f"every trial failed; the first ({failed.candidate}): {failed.reason}"

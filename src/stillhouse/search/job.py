@@ -5,6 +5,7 @@ States move one way only::
     data set  pending -> ready | failed
     job       queued -> running -> done | failed | cancelled   (back to queued by ``retry``)
     trial     costing -> training -> done | failed          (costing -> infeasible)
+              training <-> paused -> stopped                (a rung is reached; to stop, training -> stopped too)
     stage     pending -> running -> done | failed           (running -> pending when an attempt is lost)
     attempt   open -> done | failed | lost | cancelled
 """
@@ -12,6 +13,7 @@ States move one way only::
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -29,6 +31,9 @@ from stillhouse.search.domain import (
 from stillhouse.search.errors import UnknownNameError, UserError
 
 _ABLATE: Mapping[bool | str, str] = {True: "all", False: "none", "true": "all", "false": "none"}
+
+SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random")
+"""``auto`` takes what is expected to add most hypervolume a second; the others are Optuna's."""
 
 UNMET = "nothing meets the budget"
 """How the reason of a job begins whose budget nothing can meet."""
@@ -67,6 +72,11 @@ class JobSpec:
         classes: Take the first N classes by name; None takes all.
         trials: Candidates to train.
         seed: Makes a serial run repeatable.
+        sampler: Who proposes candidates, by name in ``SAMPLERS``.
+        eta: Of the trials at a rung about one in ``eta`` trains on, ``eta`` times as long; 1 trains each to the end.
+        max_wall_s: Seconds after which the search stops; what has been trained by then is compared and tested.
+        max_device_s: The same by the sum of the seconds of all stages that were run for this job.
+        min_gain: Share of the front's hypervolume that a candidate must be expected to add to be begun (``auto``).
         task: Name in the task registry.
         method: Name in the method registry; ``tas`` goes through an assistant.
         knobs: Values that override the method's defaults, by name.
@@ -97,6 +107,11 @@ class JobSpec:
     classes: int | None = None
     trials: int = 8
     seed: int = 0
+    sampler: str = "auto"
+    eta: int = 3
+    max_wall_s: float | None = None
+    max_device_s: float | None = None
+    min_gain: float = 0.0
     task: str = "classification"
     method: str = "tas"
     knobs: Mapping[str, float | int | str | bool] = field(default_factory=dict)
@@ -123,6 +138,13 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         _need(self.trials >= 1, "trials must be >= 1", self.trials)
+        if self.sampler not in SAMPLERS:
+            raise UnknownNameError.among("sampler", self.sampler, SAMPLERS)
+        _need(1 <= self.eta <= 16, "1 <= eta <= 16 must hold", self.eta)
+        for name in ("max_wall_s", "max_device_s"):
+            value = getattr(self, name)
+            _need(value is None or (math.isfinite(value) and value > 0), f"{name} must be > 0", value)
+        _need(0 <= self.min_gain < 1, "0 <= min_gain < 1 must hold", self.min_gain)
         _need(self.views >= 1, "views must be >= 1", self.views)
         _need(0 <= self.seed < 2**31, "0 <= seed < 2**31 must hold", self.seed)
         _need(32 <= self.teacher_size <= 512, "32 <= teacher_size <= 512 must hold", self.teacher_size)
@@ -208,7 +230,10 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as stored; ``stages`` lists every stage key of its current phase in order."""
+    """A trial as stored; ``stages`` lists every stage key of its current phase in order.
+
+    ``accuracy`` is read on the validation split, after ``epochs`` of training.
+    """
 
     job_id: str
     number: int
@@ -218,11 +243,17 @@ class TrialRecord:
     stages: tuple[str, ...] = ()
     accuracy: float | None = None
     reason: str | None = None
+    epochs: int | None = None
 
     @property
     def ended(self) -> bool:
         """True when nothing more will happen to it."""
-        return self.state in ("done", "failed", "infeasible")
+        return self.state in ("done", "failed", "infeasible", "stopped")
+
+    @property
+    def at_work(self) -> bool:
+        """True while stages are run for it."""
+        return self.state in ("costing", "training")
 
 
 @dataclass(frozen=True)

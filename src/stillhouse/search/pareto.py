@@ -13,6 +13,7 @@ anything is no second choice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -101,6 +102,112 @@ def knee(points: ArrayLike) -> int:
     return members[int(np.argmin(np.sum(scaled**2, axis=1)))]
 
 
+def cheapest_within(points: ArrayLike, cost: int = 1, margin: float = 0.01) -> int:
+    """Index of the cheapest point in one cost whose accuracy lies within a margin of the best.
+
+    Of equally cheap ones the most accurate, then the first.
+
+    Args:
+        points: (n, m), n >= 1, accuracy first.
+        cost: Column of the cost.
+        margin: Of accuracy, as a share: 0.01 is one percentage point.
+
+    Raises:
+        ValueError: No points, or not a table of finite numbers.
+    """
+    worse = _minimised(points)
+    if len(worse) == 0:
+        raise ValueError("the cheapest needs at least one point, but got none")
+    near = np.flatnonzero(worse[:, 0] <= worse[:, 0].min() + margin + 1e-12)
+    return int(near[np.lexsort((worse[near, 0], worse[near, cost]))[0]])
+
+
+def ranks(points: ArrayLike) -> NDArray[np.int64]:
+    """(n,) non-dominated rank of each point: 0 on the front, 1 on the front of the rest, and so on.
+
+    Equal points have equal ranks: none of them dominates another.
+
+    Args:
+        points: (n, m), accuracy first.
+
+    Raises:
+        ValueError: Not a table of finite numbers.
+    """
+    worse = _minimised(points)
+    if len(worse) == 0:
+        return np.empty(0, dtype=np.int64)
+    unique, back = np.unique(worse, axis=0, return_inverse=True)
+    found = np.full(len(unique), -1, dtype=np.int64)
+    left = np.arange(len(unique))
+    for rank in range(len(unique)):
+        here = _peeled(unique[left])
+        found[left[here]] = rank
+        left = np.delete(left, here)
+        if len(left) == 0:
+            break
+    return found[back.reshape(-1)]
+
+
+def net_order(points: ArrayLike) -> list[int]:
+    """All points in an order in which each next one is the farthest from those before it: an epsilon net.
+
+    The most accurate comes first; distances are Euclidean, each objective scaled to its range (Gonzalez 1985).
+
+    Args:
+        points: (n, m), accuracy first.
+
+    Raises:
+        ValueError: Not a table of finite numbers.
+    """
+    worse = _minimised(points)
+    if len(worse) == 0:
+        return []
+    low, high = worse.min(axis=0), worse.max(axis=0)
+    scaled = (worse - low) / np.where(high > low, high - low, 1.0)
+    order = [int(np.lexsort(scaled.T[::-1])[0])]
+    gaps = np.full(len(scaled), np.inf)
+    while len(order) < len(scaled):
+        gaps = np.minimum(gaps, np.sum((scaled - scaled[order[-1]]) ** 2, axis=1))
+        gaps[order] = -1.0
+        order.append(int(np.argmax(gaps)))
+    return order
+
+
+def promotion_order(points: ArrayLike) -> list[int]:
+    """All points, best first: by non-dominated rank, and within a rank as an epsilon net (Schmucker et al. 2021).
+
+    Args:
+        points: (n, m), accuracy first.
+
+    Raises:
+        ValueError: Not a table of finite numbers.
+    """
+    table = np.array(points, dtype=np.float64)
+    rank = ranks(table)
+    order: list[int] = []
+    for level in range(int(rank.max(initial=-1)) + 1):
+        members = np.flatnonzero(rank == level)
+        order += [int(members[index]) for index in net_order(table[members])]
+    return order
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p-value that two classifiers are equally right on the same pictures: the exact binomial test.
+
+    Args:
+        only_a: Pictures that the first alone tells right.
+        only_b: Pictures that the second alone tells right.
+
+    Raises:
+        ValueError: A negative count.
+    """
+    if min(only_a, only_b) < 0:
+        raise ValueError(f"counts must be >= 0, but got {only_a} and {only_b}")
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
 def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str], budget: Budget) -> list[Deployment]:
     """The deployments that meet the budget and that no other such beats; in order of trial number.
 
@@ -125,6 +232,9 @@ def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str
 
 # ---------------------------------------------------------------------------------------- helpers
 
+_BLOCK = 256
+"""Points that are compared at once."""
+
 
 def _minimised(points: ArrayLike) -> Floats:
     table = np.array(points, dtype=np.float64)
@@ -136,14 +246,32 @@ def _minimised(points: ArrayLike) -> Floats:
     return table
 
 
+def _peeled(worse: Floats) -> NDArray[np.int64]:
+    """Indices of the points (n, m) that no other dominates; all points differ."""
+    order = np.lexsort(worse.T[::-1])
+    return np.sort(order[_sweep(worse[order])])
+
+
 def _sweep(ranked: Floats) -> list[int]:
+    """Indices of the points (n, m) that none before them is as good as in everything; sorted so that none after is."""
     kept: list[int] = []
-    members = np.empty_like(ranked)
-    for index, point in enumerate(ranked):
-        if not np.any(np.all(members[: len(kept)] <= point, axis=1)):
-            members[len(kept)] = point
-            kept.append(index)
+    members = np.empty((0, ranked.shape[1]))
+    for start in range(0, len(ranked), _BLOCK):
+        block = ranked[start : start + _BLOCK]
+        new = np.flatnonzero(~_reached(members, block).any(axis=0))
+        # Among themselves: an earlier one may itself be beaten, but then by one that beats the later too.
+        new = new[~np.triu(_reached(block[new], block[new]), 1).any(axis=0)]
+        members = np.concatenate((members, block[new]))
+        kept += (start + new).tolist()
     return kept
+
+
+def _reached(a: Floats, b: Floats) -> NDArray[np.bool_]:
+    """(len(a), len(b)): whether a point of ``a`` is no worse than one of ``b`` in every objective."""
+    found = np.ones((len(a), len(b)), dtype=np.bool_)
+    for column in range(a.shape[1]):
+        found &= a[:, column, None] <= b[None, :, column]
+    return found
 
 
 def _volume(worse: Floats, corner: Floats) -> float:

@@ -7,12 +7,14 @@ runs, and trials and jobs that share a prefix (the teacher, its targets, an assi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stillhouse.search.domain import DISTILLED, Candidate, Cost, Json, Size, StageKind, StagePlan, TrialPlan
 from stillhouse.search.errors import UnknownNameError, UserError
 from stillhouse.search.job import DatasetRecord, JobRecord, JobSpec
+from stillhouse.search.rungs import levels
 
 BASELINES: Mapping[str, str] = {"no_teacher": "supervised", "plain_kd": "logits"}
 """What a front is compared with, by variant: the same network at the same size, trained by this method."""
@@ -111,6 +113,10 @@ class Planner:
         measure = self._measure(candidate, export, split="val", latency=latency)
         return TrialPlan(candidate, (*student, export, measure))
 
+    def rung(self, candidate: Candidate, until: int) -> TrialPlan:
+        """The stages up to a student that is trained for the first ``until`` epochs of its schedule."""
+        return TrialPlan(candidate, self.student(candidate, self.spec.method, until))
+
     def testing(self, candidate: Candidate, method: str | None = None) -> TrialPlan:
         """The same network read on the test split: done for the members of the final front only."""
         student = self.student(candidate, method or self.spec.method)
@@ -118,8 +124,16 @@ class Planner:
         measure = self._measure(candidate, export, split="test", latency=False)
         return TrialPlan(candidate, (*student, export, measure))
 
-    def student(self, candidate: Candidate, method: str) -> tuple[StagePlan, ...]:
-        """The student's stage with all that comes before it."""
+    @functools.cached_property
+    def levels(self) -> tuple[int, ...]:
+        """Epochs at which a student of the job's own method may be stopped, its full training last."""
+        return levels(self.spec.epochs.student, self.spec.eta)
+
+    def student(self, candidate: Candidate, method: str, until: int | None = None) -> tuple[StagePlan, ...]:
+        """The student's stage with all that comes before it.
+
+        Where it goes on from what the rung below left is a hint: a resumed training equals an uninterrupted one.
+        """
         knobs = dict(self.spec.knobs) | dict(candidate.knobs) if method == self.spec.method else {}
         needs = method_needs(self.catalogue, method, knobs)
         knobs = all_knobs(self.catalogue, method, knobs)
@@ -131,7 +145,21 @@ class Planner:
         spec |= {"method": method, "knobs": knobs, "large_size": _square(large)}
         if self.spec.codec_share:
             spec["codec"] = {"name": self.spec.codec, "quality": self.spec.quality, "share": self.spec.codec_share}
-        return (*before, self._stage(StageKind.STUDENT, spec, inputs))
+        own = method == self.spec.method
+        stage: StagePlan | None = None
+        for level in self.levels[:-1] if own else ():
+            stage = self._student(spec | {"until": level}, inputs, stage)
+            if level == until:
+                return (*before, stage)
+        return (*before, self._student(spec, inputs, stage))
+
+    def _student(self, spec: Mapping[str, Json], inputs: Mapping[str, str], rung: StagePlan | None) -> StagePlan:
+        stage = self._stage(StageKind.STUDENT, spec, inputs)
+        return (
+            stage
+            if rung is None
+            else replace(stage, hints={**stage.hints, "resume": rung.key, "resumed": rung.spec["until"]})
+        )
 
     def _mentors(
         self, candidate: Candidate, method: str, knobs: Mapping[str, Json], needs: MethodNeeds
@@ -205,7 +233,8 @@ class Planner:
         }
         if features:
             spec |= {"features": features, "feature_bytes": self.spec.feature_cache_bytes}
-        return (model, self._stage(StageKind.TARGETS, spec, {"dataset": self.dataset_key, "model": model.key}))
+        targets = self._stage(StageKind.TARGETS, spec, {"dataset": self.dataset_key, "model": model.key})
+        return (model, replace(targets, hints={**targets.hints, "arch": model.spec["arch"]}))
 
     def _network(self, candidate: Candidate) -> dict[str, Json]:
         return {

@@ -6,7 +6,7 @@ compare-and-set: the method says which state must hold and answers whether it di
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -78,6 +78,7 @@ class Ledger(Protocol):
         cost: Cost | None = None,
         stages: Sequence[str] | None = None,
         accuracy: float | None = None,
+        epochs: int | None = None,
         reason: str | None = None,
     ) -> bool:
         """Sets the state if it is ``expect`` (``to`` may equal it) and emits a ``trial`` event.
@@ -100,6 +101,9 @@ class Ledger(Protocol):
 
     def open_attempts(self) -> list[AttemptRecord]:
         """Attempts in state open."""
+
+    def device_seconds(self, keys: Collection[str], *, since: float) -> float:
+        """Seconds that attempts at these stages, opened since then (Unix seconds), have run; open ones until now."""
 
     def renew(self, attempt_id: str, token: str, *, lease_s: float, progress: Mapping[str, Json]) -> bool:
         """Heartbeat: False when the lease is no longer held."""

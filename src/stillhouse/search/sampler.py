@@ -2,17 +2,17 @@
 
 - A proposal is a pure function of (candidates, history, seed, number, objectives): the Optuna study is
   rebuilt from the ledger's trials at every call and then dropped, so nothing can drift apart.
-- The first trials are a spread design: the likely best, the end farthest from it, then ever the candidate
-  farthest from all tried (maximin). Once ``LEAST_TOLD`` trials are told, multi-objective TPE takes over.
-- TPE proposes any combination of categories; the nearest candidate that is feasible and not tried yet is
+- For TPE and GP the first trials are a spread design: the likely best, the end farthest from it, then ever the
+  candidate farthest from all tried (maximin). Once ``LEAST_TOLD`` trials are told, the sampler takes over.
+- A sampler proposes any combination of categories; the nearest candidate that is feasible and not tried yet is
   taken. What was really tried is what the next call's study holds, since that is what the ledger holds.
-- Trials found infeasible, or failed, are told as constrained; running ones by the constant liar.
+- Trials found infeasible, or failed, are told as constrained; running ones by the constant liar (TPE).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -34,6 +34,15 @@ stock networks at 64 pixels lost 28 points to the same ones at 128 inside (METHO
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
+_SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True
+    ),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=0),  # it imports torch when it is asked
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=20),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+
 Mask = NDArray[np.bool_]
 
 
@@ -46,29 +55,40 @@ class Sampler:
         seed: With the trial's number, seeds TPE and breaks ties.
         planned_trials: Trials of the job. The spread design uses at most half as many architectures,
             since trials of one architecture share its assistant.
+        kind: ``tpe``, ``gp``, ``nsga2`` or ``random``.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], space: Space, seed: int, *, planned_trials: int) -> None:
+    def __init__(
+        self, candidates: Sequence[Candidate], space: Space, seed: int, *, planned_trials: int, kind: str = "tpe"
+    ) -> None:
         self._candidates = tuple(candidates)
         self._space = space
-        self._seed = seed
+        self._seed, self._kind = seed, kind
         self._max_archs = math.ceil(planned_trials / 2)
         self._near = Neighbourhood(self._candidates, space)
 
-    def propose(self, history: Sequence[TrialRecord], number: int, objectives: Sequence[str]) -> Candidate | None:
+    def propose(
+        self,
+        history: Sequence[TrialRecord],
+        number: int,
+        objectives: Sequence[str],
+        left_out: Collection[Candidate] = (),
+    ) -> Candidate | None:
         """The candidate for trial ``number``; None when every candidate was tried.
 
         Args:
             history: All trials so far, in any state; order does not matter.
             number: Of the trial to be; with the seed it fixes what chance decides.
             objectives: Costs to minimise beside the error, by name in ``Cost``.
+            left_out: Candidates that are known to lie beyond the budget.
         """
         history = sorted(history, key=lambda trial: trial.number)
-        seen = {trial.candidate for trial in history}
+        seen = {trial.candidate for trial in history} | set(left_out)
         unseen = np.array([candidate not in seen for candidate in self._candidates], dtype=np.bool_)
         if not unseen.any():
             return None
-        if sum(_told(trial, objectives) is not None for trial in history) < LEAST_TOLD:
+        told = sum(_told(trial, objectives) is not None for trial in history)
+        if self._kind in ("tpe", "gp") and told < LEAST_TOLD:
             return self._spread(history, unseen, number)
         return self._near.nearest(self._ask(history, number, objectives), seen)
 
@@ -118,7 +138,7 @@ class Sampler:
     # --------------------------------------------------------------------------------------- TPE
 
     def _ask(self, history: Sequence[TrialRecord], number: int, objectives: Sequence[str]) -> Candidate:
-        """One combination of categories by TPE; it need be no candidate."""
+        """One combination of categories by Optuna's sampler; it need be no candidate."""
         known = [*self._candidates, *(trial.candidate for trial in history)]
         choices: dict[str, BaseDistribution] = {
             "arch": CategoricalDistribution(sorted({item.arch for item in known})),
@@ -129,7 +149,7 @@ class Sampler:
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
         study = optuna.create_study(
             directions=[StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in objectives)],
-            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True),
+            sampler=_SAMPLERS[self._kind](seed),
         )
         study.add_trials([_frozen(trial, choices, objectives) for trial in history])
         asked = study.ask(choices).params
@@ -162,7 +182,11 @@ def _frozen(trial: TrialRecord, choices: Mapping[str, BaseDistribution], objecti
 def _told(trial: TrialRecord, objectives: Sequence[str]) -> list[float] | None:
     """Accuracy and log2 of the costs (they span decades); None while not all are known."""
     costs = [getattr(trial.cost, name) for name in objectives]
-    if trial.state != "done" or trial.accuracy is None or any(cost is None for cost in costs):
+    if (
+        trial.state not in ("done", "stopped", "paused")
+        or trial.accuracy is None
+        or any(cost is None for cost in costs)
+    ):
         return None
     return [trial.accuracy, *(math.log2(cost) for cost in costs)]
 

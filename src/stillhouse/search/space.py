@@ -30,6 +30,9 @@ from stillhouse.search.job import JobSpec
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
 """How much larger than the picture the network may compute; more adds MACs and nothing to see."""
 
+SAME_SHAPE = 1.04
+"""How much a picture may be stretched to a network size of its own shape, one side against the other."""
+
 BYTES_PER_PARAM = 3.6
 """Least ONNX bytes per fp32 parameter: 4, less the batch norms that the export folds away."""
 
@@ -148,13 +151,13 @@ class Space:
 
     def _image_sizes(self) -> list[Size]:
         """The job's own sizes, else the catalogue's up to the teacher's side and the budget's exact one."""
-        largest = max((size for arch in self._archs for size in self._network_sizes(arch)), key=by_pixels)
+        grids = {size for arch in self._archs for size in self._network_sizes(arch)}
         named = [Size.parse(text) for text in self.spec.image_sizes]
         for size in named:
-            if size.ratio(largest) > 1:
+            if all(size.ratio(grid) > 1 for grid in grids):
                 raise UserError(
                     f"image size {size} is larger than every network size of the chosen architectures "
-                    f"(largest {largest}); name smaller image sizes"
+                    f"(largest {max(grids, key=by_pixels)}); name smaller image sizes"
                 )
         if named:
             return sorted(set(named), key=by_pixels)
@@ -170,8 +173,7 @@ class Space:
 
     def _cells(self, arch: str, image: Size) -> list[Candidate]:
         """For each factor the smallest network size that reaches it, up to 4 times the picture; all stems."""
-        entry = self.catalogue.archs[arch]
-        sizes = [size for size in self._network_sizes(arch) if size.ratio(_scaled(image, FACTORS[-1])) <= 1]
+        entry, sizes = self.catalogue.archs[arch], self._grids(arch, image)
         chosen: dict[Size, None] = {}
         for factor in FACTORS:
             size = next((size for size in sizes if _scaled(image, factor).ratio(size) <= 1), None)
@@ -180,6 +182,13 @@ class Space:
         return [
             Candidate(arch, image, size, stem) for size in chosen for stem in entry.stems if (size, stem) in entry.cells
         ]
+
+    def _grids(self, arch: str, image: Size) -> list[Size]:
+        """Network sizes from the picture's to 4 times that, of its own shape; squares where there are none."""
+        largest = _scaled(image, FACTORS[-1])
+        sizes = [size for size in self._network_sizes(arch) if image.ratio(size) <= 1 and size.ratio(largest) <= 1]
+        own = [size for size in sizes if _stretch(image, size) <= SAME_SHAPE]
+        return own or [size for size in sizes if size.height == size.width]
 
 
 class Neighbourhood:
@@ -316,6 +325,12 @@ def _classes(summary: Mapping[str, Json], spec: JobSpec) -> int:
 
 def _scaled(size: Size, factor: float) -> Size:
     return Size(min(4096, math.ceil(size.height * factor)), min(4096, math.ceil(size.width * factor)))
+
+
+def _stretch(image: Size, grid: Size) -> float:
+    """How much more one side grows than the other, at least 1."""
+    ratio = (grid.height / image.height) / (grid.width / image.width)
+    return max(ratio, 1 / ratio)
 
 
 def _line(at: float, points: Mapping[float, float]) -> float:

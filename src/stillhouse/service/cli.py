@@ -1,4 +1,4 @@
-"""The command line: ``stillhouse run``, ``up``, ``serve``, ``controller``, ``demo``, ``stage run``.
+"""The command line: ``stillhouse run``, ``up``, ``serve``, ``controller``, ``demo``, ``stage run``, ``catalogue``.
 
 A request that cannot be met ends with one message and exit code 2; a failure on our side with exit code 1.
 """
@@ -26,6 +26,7 @@ from stillhouse.search.domain import Budget, Fit, Json, content_key
 from stillhouse.search.errors import BudgetError, DatasetError, StillhouseError, UserError
 from stillhouse.search.job import Epochs, JobSpec
 from stillhouse.service.app import create_app
+from stillhouse.service.cli_catalogue import commands as catalogue_commands
 from stillhouse.service.demo import demo_request, print_comparison
 from stillhouse.service.progress import Watcher
 from stillhouse.service.report import front_table
@@ -325,6 +326,9 @@ def _sides(text: str) -> tuple[int, ...]:
     if not all(word.isdecimal() for word in words):
         raise UserError(f"--ladder is written as sides in pixels, falling, such as 128,96, but got {text!r}")
     return tuple(int(word) for word in words)
+
+
+app.add_typer(catalogue_commands(_messages), name="catalogue")
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from stillhouse.search.errors import DatasetError, LeaseLostError, StillhouseErr
 from stillhouse.search.job import AttemptRecord
 from stillhouse.search.ports import ArtifactStore, Ledger
 from stillhouse.service.db.ledger import SqlLedger
+from stillhouse.service.own_networks import own_networks
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 
@@ -196,15 +197,25 @@ def _inputs(plan: StagePlan, ledger: Ledger, store: ArtifactStore) -> dict[str, 
         if result is None:
             raise StillhouseError(f"stage {plan.key} reads {role} from stage {key}, which is {stages[key].state}")
         inputs[role] = InputFiles({name: store.path(sha) for name, sha in result.artifacts.items()}, result.metrics)
+    resume = plan.hints.get("resume")
+    earlier = ledger.stages([resume]).get(resume) if resume else None
+    if earlier is not None and earlier.result is not None:
+        result = earlier.result
+        inputs["resume"] = InputFiles({name: store.path(sha) for name, sha in result.artifacts.items()}, result.metrics)
     checkpoint = plan.spec.get("checkpoint")
     if checkpoint:
         inputs["checkpoint"] = InputFiles({"weights": store.path(checkpoint)}, {})
     return inputs
 
 
-def catalogue() -> dict[str, Json]:
-    """What this code can do: the static catalogue, its methods with their knobs, digests of its code."""
+def catalogue(home: Path | None = None) -> dict[str, Json]:
+    """What this code can do: the static catalogue, its methods with their knobs, digests of its code.
+
+    Args:
+        home: Folder with the networks that its user added; None leaves them out.
+    """
     static = json.loads(distill_catalogue.PATH.read_text(encoding="utf-8"))
+    archs = {**(own_networks(home) if home else {}), **static["archs"]}
     methods = {
         name: {
             "teacher": method.needs.targets,
@@ -218,6 +229,7 @@ def catalogue() -> dict[str, Json]:
     code = {**distill_catalogue.code_digests(), **export_stage.code_digests()}
     return {
         **static,
+        "archs": archs,
         "tasks": sorted(tasks.registry()),
         "methods": methods,
         "code": code,
@@ -226,4 +238,4 @@ def catalogue() -> dict[str, Json]:
 
 
 if __name__ == "__main__":
-    json.dump(catalogue(), sys.stdout)
+    json.dump(catalogue(Settings.load().home), sys.stdout)

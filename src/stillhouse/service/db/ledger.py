@@ -151,6 +151,7 @@ class SqlLedger(WorkTables, Ledger):
         cost: Cost | None = None,
         stages: Sequence[str] | None = None,
         accuracy: float | None = None,
+        epochs: int | None = None,
         reason: str | None = None,
     ) -> bool:
         """Sets the state if it is the one expected, and what else is given; emits its event."""
@@ -159,6 +160,7 @@ class SqlLedger(WorkTables, Ledger):
             "cost": None if cost is None else as_json(cost.to_json()),
             "stages": None if stages is None else list(stages),
             "accuracy": accuracy,
+            "epochs": epochs,
             "reason": as_text_or_none(reason),
         }
         values = {"state": to} | {name: value for name, value in given.items() if value is not None}

@@ -9,7 +9,7 @@ import copy
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -48,6 +48,7 @@ class MemoryLedger(Ledger):
         self._trials: dict[tuple[str, int], TrialRecord] = {}
         self._stages: dict[str, StageRecord] = {}
         self._attempts: dict[str, AttemptRecord] = {}
+        self._times: dict[str, tuple[float, float | None]] = {}
         self._deployments: dict[str, Deployment] = {}
         self._events: list[Event] = []
         self._catalogue: Mapping[str, Json] | None = None
@@ -162,6 +163,7 @@ class MemoryLedger(Ledger):
         cost: Cost | None = None,
         stages: Sequence[str] | None = None,
         accuracy: float | None = None,
+        epochs: int | None = None,
         reason: str | None = None,
     ) -> bool:
         """Sets the state if it is the one expected, and what else is given; emits its event."""
@@ -176,6 +178,7 @@ class MemoryLedger(Ledger):
                 cost=record.cost if cost is None else cost,
                 stages=record.stages if stages is None else tuple(stages),
                 accuracy=record.accuracy if accuracy is None else accuracy,
+                epochs=record.epochs if epochs is None else epochs,
                 reason=record.reason if reason is None else as_text(reason),
             )
             self._trials[job_id, number] = record
@@ -213,9 +216,10 @@ class MemoryLedger(Ledger):
             stage = self._stages.get(key)
             if stage is None or stage.state != "pending":
                 return None
-            token, expires_at = secrets.token_hex(16), time.time() + lease_s
+            now = time.time()
+            token, expires_at = secrets.token_hex(16), now + lease_s
             attempt = AttemptRecord(new_id("att"), key, token, "open", expires_at, threads)
-            self._attempts[attempt.id] = attempt
+            self._attempts[attempt.id], self._times[attempt.id] = attempt, (now, None)
             self._stages[key] = replace(stage, state="running", attempts=stage.attempts + 1, progress={})
             return attempt
 
@@ -227,6 +231,13 @@ class MemoryLedger(Ledger):
         """Attempts in state open, oldest first."""
         with self._lock:
             return [attempt for attempt in self._attempts.values() if attempt.state == "open"]
+
+    def device_seconds(self, keys: Collection[str], *, since: float) -> float:
+        """Seconds that attempts at these stages have run since then."""
+        wanted, now = frozenset(keys), time.time()
+        with self._lock:
+            times = [self._times[attempt.id] for attempt in self._attempts.values() if attempt.stage_key in wanted]
+        return sum((ended or now) - opened for opened, ended in times if opened >= since)
 
     def renew(self, attempt_id: str, token: str, *, lease_s: float, progress: Mapping[str, Json]) -> bool:
         """Sets the lease's end and the progress, if the token still holds the attempt."""
@@ -284,6 +295,7 @@ class MemoryLedger(Ledger):
         if attempt is None or attempt.state != "open" or attempt.token != token:
             return None
         self._attempts[attempt_id] = replace(attempt, state=state)
+        self._times[attempt_id] = (self._times[attempt_id][0], time.time())
         return self._stages[attempt.stage_key]
 
     # ------------------------------------------------------------------------------- deployments

@@ -23,7 +23,7 @@ from stillhouse.service.db.tables import AttemptRow, DatasetRow, DeploymentRow, 
 DATASET_STATES = ("pending", "ready", "failed")
 JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
 JOB_ENDS = ("done", "failed", "cancelled")
-TRIAL_STATES = ("costing", "training", "done", "failed", "infeasible")
+TRIAL_STATES = ("costing", "training", "paused", "done", "failed", "infeasible", "stopped")
 
 
 def new_id(prefix: str) -> str:
@@ -109,6 +109,7 @@ def trial_event(trial: TrialRecord) -> dict[str, Json]:
         "candidate": trial.candidate.to_json(),
         "cost": trial.cost.to_json(),
         "accuracy": trial.accuracy,
+        "epochs": trial.epochs,
         "reason": trial.reason,
     }
 
@@ -145,6 +146,7 @@ def trial_record(row: TrialRow) -> TrialRecord:
         stages=tuple(row.stages),
         accuracy=row.accuracy,
         reason=row.reason,
+        epochs=row.epochs,
     )
 
 

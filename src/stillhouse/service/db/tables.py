@@ -124,6 +124,7 @@ class TrialRow(Base):
     cost: Mapped[dict[str, Json]]
     stages: Mapped[list[str]]
     accuracy: Mapped[float | None]
+    epochs: Mapped[int | None] = mapped_column(Integer)
     reason: Mapped[str | None] = mapped_column(Text)
 
 

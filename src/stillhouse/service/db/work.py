@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from stillhouse.search.domain import Json, StagePlan, StageResult
@@ -159,6 +159,16 @@ class WorkTables:
         query = select(AttemptRow).where(AttemptRow.state == "open").order_by(AttemptRow.opened_at, AttemptRow.id)
         with self._sessions.read() as session:
             return [attempt_record(row) for row in session.scalars(query)]
+
+    def device_seconds(self, keys: Collection[str], *, since: float) -> float:
+        """Seconds that attempts at these stages have run since then."""
+        wanted, now, total = list(dict.fromkeys(keys)), time.time(), 0.0
+        took = func.sum(func.coalesce(AttemptRow.ended_at, now) - AttemptRow.opened_at)
+        with self._sessions.read() as session:
+            for start in range(0, len(wanted), _KEYS_A_QUERY):
+                part = AttemptRow.stage_key.in_(wanted[start : start + _KEYS_A_QUERY])
+                total += session.scalar(select(took).where(part, AttemptRow.opened_at >= since)) or 0.0
+        return total
 
     def renew(self, attempt_id: str, token: str, *, lease_s: float, progress: Mapping[str, Json]) -> bool:
         """Sets the lease's end and the progress, if the token still holds the attempt."""

@@ -1,0 +1,371 @@
+"""How soon a search has the front: ours and plain ones, replayed on the table of real trainings.
+
+``python bench/search_replay.py --json``. ``docs/benchmarks/search_table.json`` (``bench/search_table.py``) holds the
+learning curve, the costs and the seconds of every candidate, so a search can be run again in a simulated clock: a stage
+takes the seconds that it took, and tells what it told. Ours is the product's own controller with its defaults on the
+in-memory ledger; only the engine is simulated.
+
+- Plain ``random``, Optuna's TPE and NSGA-II: each trial makes its own teacher, targets, assistant and student, as a
+  script around ``study.optimize`` does, and learns the costs by trying. A combination that is no candidate, and one
+  tried before, costs them nothing. ``filter + random`` draws from the candidates that fit the budget;
+  ``filter + random, shared`` also makes each teacher and assistant once.
+- Figure: seconds until the models that are trained to the end and fit the budget have 95 % of the hypervolume of all
+  of the table that do, over accuracy, MACs and bytes per picture (costs in octaves, scaled to what fits).
+- Each seed draws every accuracy that a search is told anew (binomial, as other validation pictures would);
+  hypervolume is counted by the table's own.
+- A ratio is taken seed by seed; the interval is its 2.5 and 97.5 percentile over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+
+from stillhouse.search.controller import Controller
+from stillhouse.search.domain import Budget, Candidate, Json, StageKind, StagePlan, StageResult
+from stillhouse.search.job import AttemptRecord, JobSpec
+from stillhouse.search.pareto import hypervolume
+from stillhouse.search.plan import ingest_plan
+from stillhouse.service.db.memory import MemoryLedger
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "docs" / "benchmarks" / "search_table.json"
+MEASURE_S = 2.0
+SHARE = 0.95
+MOST_IN_VAIN = 50
+"""Proposals in a row that are no news before a plain search is given a candidate drawn at random."""
+BUDGETS = {"75 M MACs": Budget(max_macs=75_000_000), "no limit": Budget(), "25 M MACs": Budget(max_macs=25_000_000)}
+"""The first is the one that is reported on; the others say how far that depends on it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate of the table."""
+
+    candidate: Candidate
+    macs: int
+    image_bytes: float
+    curve: tuple[int, ...]
+    epoch_s: float
+
+
+class Table:
+    """The table, as one seed sees it.
+
+    Args:
+        data: The file.
+        seed: Draws the accuracies that are told; None tells the table's own.
+    """
+
+    def __init__(self, data: dict[str, Any], seed: int | None) -> None:
+        self.data = data
+        self.spec = JobSpec.from_json(data["spec"])
+        self.total: int = data["pictures"]["val"]
+        self.shared: dict[str, dict[str, float]] = data["shared_s"]
+        self.rows = {row.candidate: row for row in map(_row, data["rows"])}
+        rng = np.random.default_rng(seed)
+        self.told = {
+            candidate: tuple(row.curve if seed is None else rng.binomial(self.total, np.array(row.curve) / self.total))
+            for candidate, row in self.rows.items()
+        }
+
+    def alone(self, candidate: Candidate) -> float:
+        """Seconds of a trial that shares nothing."""
+        return sum(self.shared[candidate.arch].values()) + self.student(candidate) + MEASURE_S
+
+    def student(self, candidate: Candidate) -> float:
+        """Seconds of a student's own training."""
+        row = self.rows[candidate]
+        return len(row.curve) * row.epoch_s
+
+
+class Score:
+    """Hypervolume of what has been trained, as a share of the whole table's."""
+
+    def __init__(self, table: Table, budget: Budget) -> None:
+        self.fits = {c for c, r in table.rows.items() if budget.max_macs is None or r.macs <= budget.max_macs}
+        costs = np.log2([[table.rows[c].macs, table.rows[c].image_bytes] for c in self.fits])
+        low, high = costs.min(axis=0), costs.max(axis=0)
+        scaled = (costs - low) / (high - low)
+        self._point = {
+            c: (table.rows[c].curve[-1] / table.total, *row) for c, row in zip(self.fits, scaled.tolist(), strict=True)
+        }
+        self._corner = (1 / len(table.data["summary"]["classes"]), 1.05, 1.05)
+        self._whole = hypervolume(list(self._point.values()), self._corner)
+        self._trained: list[Candidate] = []
+        self.history: list[tuple[float, float]] = []
+
+    def trained(self, candidate: Candidate, at: float) -> bool:
+        """Takes in a model; True when the aim is reached."""
+        if candidate in self.fits:
+            self._trained.append(candidate)
+            share = hypervolume([self._point[c] for c in self._trained], self._corner) / self._whole
+            self.history.append((at, share))
+        return self.reached is not None
+
+    @property
+    def reached(self) -> float | None:
+        """Seconds until the aim."""
+        return next((at for at, share in self.history if share >= SHARE), None)
+
+
+# ------------------------------------------------------------------------------------------- ours
+
+
+@dataclass
+class Simulated:
+    """An engine whose stages take the table's seconds."""
+
+    ledger: MemoryLedger
+    table: Table
+    workers: int
+    now: float = 0.0
+    spent: float = 0.0
+    measured: list[Candidate] = field(default_factory=list)
+    _order: Iterator[int] = field(default_factory=itertools.count)
+    _queue: list[tuple[float, int, AttemptRecord, StagePlan]] = field(default_factory=list)
+    _gone: set[str] = field(default_factory=set)
+
+    def capacity(self) -> int:
+        return self.workers - len(self._queue)
+
+    def threads(self) -> int:
+        return 1
+
+    def submit(self, attempt: AttemptRecord) -> None:
+        plan = self.ledger.stages([attempt.stage_key])[attempt.stage_key].plan
+        heapq.heappush(self._queue, (self.now + self.seconds(plan), next(self._order), attempt, plan))
+
+    def running(self, attempt_id: str) -> bool:
+        return any(attempt.id == attempt_id for _, _, attempt, _ in self._queue)
+
+    def cancel(self, attempt_id: str) -> None:
+        self._queue = [entry for entry in self._queue if entry[2].id != attempt_id]
+        heapq.heapify(self._queue)
+
+    def close(self) -> None:
+        pass
+
+    def advance(self) -> list[Candidate]:
+        """Lets the clock run to the next end of a stage; returns the candidates whose file was measured by it."""
+        at, _, attempt, plan = heapq.heappop(self._queue)
+        seconds, self.now = at - self.now, at
+        self.ledger.commit(attempt.id, attempt.token, self.result(plan), seconds=seconds)
+        done = plan.kind is StageKind.MEASURE and plan.spec["split"] == "val"
+        return [self._candidate(plan)] if done else []
+
+    def seconds(self, plan: StagePlan) -> float:
+        if plan.kind is StageKind.STUDENT:
+            row = self.table.rows[_candidate(plan.spec)]
+            return row.epoch_s * (plan.spec.get("until", plan.spec["epochs"]) - plan.hints.get("resumed", 0))
+        if plan.kind is StageKind.MEASURE:
+            return MEASURE_S
+        shared, arch = self.table.shared, plan.spec.get("arch", plan.hints.get("arch"))
+        if plan.kind is StageKind.TARGETS:
+            of = self.ledger.stages([plan.inputs["model"]])[plan.inputs["model"]].plan.kind
+            return (
+                next(iter(shared.values()))["teacher_targets"] if of == "teacher" else shared[arch]["assistant_targets"]
+            )
+        if plan.kind is StageKind.TEACHER:
+            return self._teacher["teacher"]
+        return shared[arch][str(plan.kind)] if str(plan.kind) in shared.get(arch, {}) else 0.0
+
+    def result(self, plan: StagePlan) -> StageResult:
+        if plan.kind is StageKind.STUDENT:
+            curve = self.table.told[_candidate(plan.spec)]
+            val = {"correct": int(curve[plan.spec.get("until", plan.spec["epochs"]) - 1]), "total": self.table.total}
+            return StageResult({}, {"val": val})
+        if plan.kind is StageKind.EXPORT:
+            return StageResult({"onnx": plan.key}, {"model_bytes": 1, "preprocess": {}})
+        if plan.kind is StageKind.MEASURE:
+            accuracy = {"correct": int(self.table.told[self._candidate(plan)][-1]), "total": self.table.total}
+            costs = {"model_bytes": 1, "latency_ms": 1.0, "latency_p95_ms": 1.0, "memory_bytes": 1}
+            return StageResult({}, {**costs, "accuracy": accuracy})
+        if plan.kind is StageKind.INGEST:
+            return StageResult({}, {**self.table.data["summary"], "splits": self.table.data["pictures"]})
+        return StageResult({}, {"val": {"correct": 0, "total": 1}})
+
+    @property
+    def _teacher(self) -> dict[str, float]:
+        return next(iter(self.table.shared.values()))
+
+    def _candidate(self, measure: StagePlan) -> Candidate:
+        return _candidate(self.ledger.stages([measure.inputs["onnx"]])[measure.inputs["onnx"]].plan.spec)
+
+
+def ours(table: Table, budget: Budget, workers: int, seed: int, **changes: Any) -> float:
+    """Seconds to the aim by the product's controller; ``changes`` are fields of the job."""
+    ledger, score = MemoryLedger(), Score(table, budget)
+    ledger.publish_catalogue({**table.data["catalogue"], "code": {}})
+    dataset = ledger.add_dataset("replay", ingest_plan("replay.zip", "replay", False, {}))
+    spec = replace(table.spec, dataset=dataset.id, budget=budget, trials=len(table.rows), seed=seed, **changes)
+    job = ledger.add_job(spec)
+    engine = Simulated(ledger, table, workers)
+    controller = Controller(ledger, engine, lease_s=1e9, max_attempts=1, clock=lambda: engine.now)
+    while ledger.job(job.id).state in ("queued", "running"):
+        controller.step()
+        if engine.capacity() < workers:
+            for candidate in engine.advance():
+                if score.trained(candidate, engine.now):
+                    return engine.now
+    return math.inf
+
+
+# ------------------------------------------------------------------------------------------ plain
+
+
+Ask = Callable[[], tuple[Candidate | None, Callable[..., None]]]
+
+
+def plain(table: Table, budget: Budget, workers: int, ask: Ask) -> float:
+    """Seconds to the aim when each trial makes all of its own."""
+    score, queue, order = Score(table, budget), list[tuple[float, int, Candidate, Any]](), itertools.count()
+    now, seen, vain, rng = 0.0, set[Candidate](), 0, random.Random(0)
+    while True:
+        if len(queue) < workers and len(seen) < len(table.rows):
+            candidate, tell = ask()
+            vain += 1
+            if candidate is None or candidate in seen:
+                tell(None if candidate is None else _values(table, candidate))
+                if vain < MOST_IN_VAIN:
+                    continue
+                candidate, tell = rng.choice(sorted(set(table.rows) - seen)), lambda _: None
+            if candidate not in seen:
+                seen.add(candidate)
+                vain = 0
+                heapq.heappush(queue, (now + table.alone(candidate), next(order), candidate, tell))
+            if len(queue) < workers and len(seen) < len(table.rows):
+                continue
+        if not queue:
+            return math.inf
+        now, _, candidate, tell = heapq.heappop(queue)
+        tell(_values(table, candidate))
+        if score.trained(candidate, now):
+            return now
+
+
+def by_optuna(table: Table, sampler: optuna.samplers.BaseSampler) -> Ask:
+    """Asks Optuna for one value of each part of a candidate."""
+    study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
+    parts = {
+        "arch": sorted({c.arch for c in table.rows}),
+        "image_size": sorted({str(c.image_size) for c in table.rows}),
+        "network_size": sorted({str(c.network_size) for c in table.rows}),
+        "stem": sorted({c.stem for c in table.rows}),
+    }
+
+    def ask() -> tuple[Candidate | None, Callable[..., None]]:
+        trial = study.ask()
+        candidate = Candidate.from_json({name: trial.suggest_categorical(name, of) for name, of in parts.items()})
+
+        def tell(values: list[float] | None) -> None:
+            if values is None:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                study.tell(trial, values)
+
+        return (candidate if candidate in table.rows else None), tell
+
+    return ask
+
+
+def drawn(candidates: list[Candidate], seed: int) -> Ask:
+    """Asks for one candidate after another in a random order."""
+    order = sorted(candidates)
+    random.Random(seed).shuffle(order)
+    left = iter(order)
+    return lambda: (next(left, None), lambda _: None)
+
+
+def shared_random(table: Table, budget: Budget, workers: int, seed: int) -> float:
+    """``filter + random`` with each teacher and assistant made once: ours without its sampler and its rungs."""
+    return ours(table, budget, workers, seed, sampler="random", eta=1)
+
+
+def _values(table: Table, candidate: Candidate) -> list[float]:
+    row = table.rows[candidate]
+    return [table.told[candidate][-1] / table.total, math.log2(row.macs), math.log2(row.image_bytes)]
+
+
+# ------------------------------------------------------------------------------------------- runs
+
+Search = Callable[[Table, Budget, int, int], float]
+PLAIN: dict[str, Search] = {
+    "random": lambda t, b, w, s: plain(t, b, w, drawn(list(t.rows), s)),
+    "tpe": lambda t, b, w, s: plain(t, b, w, by_optuna(t, optuna.samplers.TPESampler(seed=s))),
+    "nsga2": lambda t, b, w, s: plain(t, b, w, by_optuna(t, optuna.samplers.NSGAIISampler(seed=s, population_size=20))),
+    "filter_random": lambda t, b, w, s: plain(t, b, w, drawn(list(Score(t, b).fits), s)),
+    "filter_random_shared": shared_random,
+}
+PARTS: dict[str, Search] = {
+    "ours": ours,
+    "ours without rungs": lambda t, b, w, s: ours(t, b, w, s, eta=1),
+    "ours with TPE": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe"),
+    "ours with TPE without rungs": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe", eta=1),
+}
+
+
+def replay(
+    data: dict[str, Any], budget: Budget, workers: int, seeds: int, searches: dict[str, Search]
+) -> dict[str, Json]:
+    """Seconds of each search, seed by seed, and how many times as long as ours each takes."""
+    tables = [Table(data, seed) for seed in range(seeds)]
+    took = {name: [search(t, budget, workers, s) for s, t in enumerate(tables)] for name, search in searches.items()}
+    found: dict[str, Json] = {"seconds": {name: _spread(values) for name, values in took.items()}}
+    for name in searches:
+        if name != "ours":
+            ratios = [other / mine for other, mine in zip(took[name], took["ours"], strict=True)]
+            found[f"speedup_vs_{name.replace(' ', '_')}"] = _spread(ratios)
+    return found
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    low, median, high = np.percentile(values, [2.5, 50, 97.5], method="nearest")
+    return {"median": round(float(median), 2), "low": round(float(low), 2), "high": round(float(high), 2)}
+
+
+def _row(data: dict[str, Any]) -> Row:
+    return Row(
+        Candidate.from_json(data["candidate"]), data["macs"], data["image_bytes"], tuple(data["curve"]), data["epoch_s"]
+    )
+
+
+def _candidate(spec: Any) -> Candidate:
+    return Candidate.from_json({name: spec[name] for name in ("arch", "image_size", "network_size", "stem")})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON alone")
+    parser.add_argument("--parts", action="store_true", help="also ours with parts of it left out, and other budgets")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    data = json.loads(options.table.read_text())
+    found: dict[str, Json] = {}
+    for name, budget in itertools.islice(BUDGETS.items(), None if options.parts else 1):
+        for workers in (1, 8):
+            searches = {**(PARTS if options.parts else {"ours": ours}), **PLAIN}
+            case = replay(data, budget, workers, options.seeds, searches)
+            found[f"{name}, {workers} workers"] = case
+            if not options.json:
+                print(f"{name}, {workers} workers", *(f"  {k}: {v}" for k, v in case.items()), sep="\n", flush=True)
+    first = next(iter(found.values()))
+    if options.json:
+        print(json.dumps({**{k: v for k, v in first.items() if k != "seconds"}, "cases": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

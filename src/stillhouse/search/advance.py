@@ -1,0 +1,301 @@
+"""One job within one step of the controller: what has come about is taken in, what is due is asked for.
+
+::
+
+    ask -> cost -> train to a rung -> paused -> train on -> ... -> measure -> tell -> front
+                                        |
+                                        +-> stopped
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.choice import Chooser, Move
+from stillhouse.search.domain import Candidate, Cost, Json, StagePlan
+from stillhouse.search.effort import Effort, Prices
+from stillhouse.search.ending import Ending, deployed, failed_stage
+from stillhouse.search.errors import InfeasibleError, UserError
+from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, StageRecord, TrialRecord
+from stillhouse.search.plan import Planner, measured_cost, planner
+from stillhouse.search.ports import Ledger
+from stillhouse.search.rungs import promotable
+from stillhouse.search.space import Space
+
+LIVE = ("queued", "running")
+LEAST_SHARE = 0.002
+"""Of the front's hypervolume: what a trial that the rungs held back must promise to train on at the end."""
+
+
+@dataclass
+class Wanted:
+    """What one step found to be done: stages that live jobs wait for, in order of priority."""
+
+    plans: dict[str, StagePlan] = field(default_factory=dict)
+
+    def add(self, plans: Iterable[StagePlan]) -> None:
+        """Adds plans that are not there yet."""
+        for plan in plans:
+            self.plans.setdefault(plan.key, plan)
+
+
+class Desk:
+    """What follows from a job, its data set and the catalogue, worked out once: nothing that a restart would miss.
+
+    Raises:
+        InfeasibleError: No candidate meets the budget.
+        UserError: The job does not fit the data set.
+    """
+
+    def __init__(self, job: JobRecord, dataset: DatasetRecord, data: Mapping[str, Json]) -> None:
+        known = Catalogue.from_json(data)
+        self.space = Space(known, dataset.summary, job.spec)
+        self.space.check()
+        self.planner: Planner = planner(job, dataset, data)
+        pictures = int(dataset.summary["splits"]["train"])
+        prices = Prices(self.planner, Effort(known, pictures, self.space.classes))
+        self.chooser = Chooser(self.space, job.spec, self.planner.levels, prices)
+        self.mentors = prices.mentors(self.space.feasible)
+        self._plans: dict[tuple[Candidate, int], tuple[StagePlan, ...]] = {}
+
+    def stages(self, candidate: Candidate, level: int) -> tuple[StagePlan, ...]:
+        """The stages that carry a candidate to a rung; to a measured file when it is the last."""
+        if (candidate, level) not in self._plans:
+            last = level == self.planner.levels[-1]
+            plan = self.planner.training(candidate) if last else self.planner.rung(candidate, level)
+            self._plans[candidate, level] = plan.stages
+        return self._plans[candidate, level]
+
+
+class JobStep:
+    """One job within one step.
+
+    Args:
+        ledger: The truth.
+        job: The job.
+        wanted: Takes the stages that it waits for.
+        desks: By job id; kept from step to step.
+        slots: Trials that may be at work at a time.
+        now: Unix seconds.
+    """
+
+    def __init__(
+        self, ledger: Ledger, job: JobRecord, wanted: Wanted, desks: dict[str, Desk], *, slots: int, now: float
+    ) -> None:
+        self._ledger, self._job, self._spec, self._wanted, self._slots = ledger, job, job.spec, wanted, slots
+        self._desks, self._now = desks, now
+
+    def advance(self) -> None:
+        """Moves the job on as far as it goes now."""
+        dataset = self._ledger.dataset(self._spec.dataset)
+        if dataset.state == "pending":
+            return
+        if dataset.state == "failed":
+            self._end("failed", f"the data set cannot be used: {dataset.reason}")
+            return
+        try:
+            if self._job.id not in self._desks:
+                self._desks[self._job.id] = Desk(self._job, dataset, self._ledger.catalogue() or {})
+        except UserError as error:
+            unmet = f"{UNMET}: " if isinstance(error, InfeasibleError) else ""
+            self._end("failed", f"{unmet}{error}")
+            return
+        if self._job.state == "queued":
+            self._ledger.move_job(self._job.id, expect=("queued",), to="running")
+            self._job = self._ledger.job(self._job.id)
+        for trial in self._ledger.trials(self._job.id):
+            if trial.at_work:
+                self._advance_trial(trial)
+        if self._fill():
+            return
+        verdict = Ending(self._ledger, self._job, self._desk.planner, self._want).advance()
+        if verdict is not None:
+            self._end(verdict.state, verdict.reason)
+
+    @property
+    def _desk(self) -> Desk:
+        return self._desks[self._job.id]
+
+    def _end(self, state: str, reason: str | None = None) -> None:
+        self._ledger.move_job(self._job.id, expect=LIVE, to=state, reason=reason)
+        self._desks.pop(self._job.id, None)
+
+    # ------------------------------------------------------------------------------------ asking
+
+    def _fill(self) -> bool:
+        """Begins and promotes trials up to the slots; True while trials are at work or more are to come."""
+        trials = self._ledger.trials(self._job.id)
+        reason = self._spent(trials)
+        if reason is not None:
+            self._stop(trials, reason)
+            return False
+        while sum(trial.at_work for trial in trials) < self._slots:
+            move = self._next(trials)
+            if move is None:
+                break
+            number = len(trials) if move.trial is None else move.trial.number
+            if move.trial is None:
+                self._ledger.add_trial(self._job.id, number, move.candidate, self._desk.space.cost(move.candidate))
+            else:
+                self._train(move.trial, move.trial.cost)
+            trials = self._ledger.trials(self._job.id)
+            if move.trial is None:
+                self._advance_trial(trials[-1])
+                trials = self._ledger.trials(self._job.id)
+        if any(trial.at_work for trial in trials):
+            return True
+        self._stop(trials, "others of its rung promised more")
+        return False
+
+    def _next(self, trials: Sequence[TrialRecord]) -> Move | None:
+        """What to do next; None when nothing is left.
+
+        As long as nothing has met the limits that need a device, the cheapest network of each architecture is looked
+        at first, so that a budget nothing can meet is found out soon.
+        """
+        infeasible = [trial.candidate for trial in trials if trial.state == "infeasible"]
+        new = len(trials) - len(infeasible) < self._spec.trials
+        if infeasible and len(infeasible) == len(trials):
+            tried = set(infeasible)
+            left = (c for c in self._desk.space.cheapest_by_arch() if c not in tried)
+            return next((Move(None, candidate) for candidate in left), None)
+        beyond = {c for c in self._desk.space.feasible if any(_beyond(c, bad) for bad in infeasible)}
+        ready = promotable(trials, self._desk.planner.levels, self._spec.eta, self._spec.objectives)
+        move = self._choose(trials, ready, beyond, new=new)
+        if new and not self._worth(move, trials, self._spec.min_gain):
+            move = self._choose(trials, ready, beyond, new=False)
+        if move is None and self._spec.sampler == "auto":
+            # The rungs are done with: of those that they held back, some may still promise a place on the front.
+            paused = [trial for trial in trials if trial.state == "paused"]
+            move = self._choose(trials, paused, beyond, new=False)
+            return move if self._worth(move, trials, max(self._spec.min_gain, LEAST_SHARE)) else None
+        return move
+
+    def _choose(
+        self, trials: Sequence[TrialRecord], ready: Sequence[TrialRecord], beyond: Collection[Candidate], *, new: bool
+    ) -> Move | None:
+        return self._desk.chooser.next(trials, ready, new=new, left_out=beyond, paid=self._paid())
+
+    @staticmethod
+    def _worth(move: Move | None, trials: Sequence[TrialRecord], least: float) -> bool:
+        """False for a move that is known to be expected to add less than this share; the first model is worth any."""
+        if move is None or move.share is None or not any(trial.state == "done" for trial in trials):
+            return True
+        return move.share >= least
+
+    def _paid(self) -> Collection[str]:
+        """Keys of teachers, targets and assistants that are done or will be made anyway."""
+        return self._made | set(self._wanted.plans)
+
+    @cached_property
+    def _made(self) -> set[str]:
+        stages = self._ledger.stages(self._desk.mentors)
+        return {key for key, stage in stages.items() if stage.state in ("done", "running")}
+
+    def _spent(self, trials: Sequence[TrialRecord]) -> str | None:
+        """Why the search must stop now; None while it may go on."""
+        started = self._job.started_at or self._now
+        wall, device = self._spec.max_wall_s, self._spec.max_device_s
+        if wall is not None and self._now - started >= wall:
+            return f"the search had its {wall:g} seconds (max_wall_s)"
+        if device is not None:
+            keys = {key for trial in trials for key in trial.stages}
+            if self._ledger.device_seconds(keys, since=started) >= device:
+                return f"the search had its {device:g} seconds of workers (max_device_s)"
+        return None
+
+    def _stop(self, trials: Sequence[TrialRecord], reason: str) -> None:
+        for trial in trials:
+            if not trial.ended:
+                self._ledger.move_trial(
+                    self._job.id, trial.number, expect=trial.state, to="stopped", reason=f"stopped: {reason}"
+                )
+
+    # ------------------------------------------------------------------------------------ trials
+
+    def _advance_trial(self, trial: TrialRecord) -> None:
+        if trial.state == "costing":
+            if not self._spec.budget.needs_device:
+                self._train(trial, trial.cost)
+                return
+            stages = self._want(self._desk.planner.costing(trial.candidate).stages)
+            if failed_stage(stages) is not None:
+                self._fail_trial(trial, stages)
+            elif stages[-1].result is not None:
+                self._judge(trial, trial.cost.merged(measured_cost(stages[-1].result.metrics)))
+            return
+        level = self._level(trial)
+        stages = self._want(self._desk.stages(trial.candidate, level))
+        if failed_stage(stages) is not None:
+            self._fail_trial(trial, stages)
+        elif stages[-1].result is not None:
+            if level == self._desk.planner.levels[-1]:
+                self._deploy(trial, stages)
+            else:
+                self._pause(trial, stages[-1].result.metrics["val"], level)
+
+    def _level(self, trial: TrialRecord) -> int:
+        """The epochs that it is on the way to."""
+        return next(level for level in self._desk.planner.levels if level > (trial.epochs or 0))
+
+    def _judge(self, trial: TrialRecord, cost: Cost) -> None:
+        excess = self._spec.budget.excess(cost)
+        if not excess:
+            self._train(trial, cost)
+            return
+        reason = "beyond " + ", ".join(f"{name} (x{ratio:.2f})" for name, ratio in sorted(excess.items()))
+        self._ledger.move_trial(self._job.id, trial.number, expect="costing", to="infeasible", cost=cost, reason=reason)
+
+    def _train(self, trial: TrialRecord, cost: Cost) -> None:
+        """Sends a trial on to its next rung."""
+        plans = self._desk.stages(trial.candidate, self._level(trial))
+        keys = [plan.key for plan in plans]
+        self._ledger.move_trial(self._job.id, trial.number, expect=trial.state, to="training", cost=cost, stages=keys)
+        self._want(plans)
+
+    def _pause(self, trial: TrialRecord, val: Mapping[str, Json], level: int) -> None:
+        accuracy = val["correct"] / val["total"]
+        self._ledger.move_trial(
+            self._job.id, trial.number, expect="training", to="paused", accuracy=accuracy, epochs=level
+        )
+
+    def _fail_trial(self, trial: TrialRecord, stages: list[StageRecord]) -> None:
+        stage = failed_stage(stages)
+        reason = f"stage {stage.plan.kind} failed: {stage.reason}" if stage else None
+        self._ledger.move_trial(self._job.id, trial.number, expect=trial.state, to="failed", reason=reason)
+
+    def _deploy(self, trial: TrialRecord, stages: list[StageRecord]) -> None:
+        deployment = deployed(self._job, trial, stages)
+        self._ledger.add_deployment(deployment)
+        self._ledger.move_trial(
+            self._job.id,
+            trial.number,
+            expect="training",
+            to="done",
+            cost=deployment.cost,
+            accuracy=deployment.validation.value,
+            epochs=self._desk.planner.levels[-1],
+        )
+
+    def _want(self, plans: Iterable[StagePlan]) -> list[StageRecord]:
+        """Makes sure the stages exist and are worked on; returns them as stored."""
+        ordered = list(plans)
+        stored = [self._ledger.ensure_stage(plan) for plan in ordered]
+        if failed_stage(stored) is None:
+            self._wanted.add(plan for plan, stage in zip(ordered, stored, strict=True) if stage.state != "done")
+        return stored
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def _beyond(candidate: Candidate, bad: Candidate) -> bool:
+    """True when a candidate is the same network as one found too dear, at the same or a larger size.
+
+    Latency, memory and file size do not fall as the same network reads a larger grid (ours, not a paper's).
+    """
+    same = candidate.arch == bad.arch and candidate.stem == bad.stem
+    return same and candidate.network_size.pixels >= bad.network_size.pixels

@@ -1,0 +1,131 @@
+"""Seconds that stages take: a rule known beforehand, corrected by what the ledger's stages really took.
+
+The rule (``Effort``) counts pictures and MACs. The search weighs candidates by it alone, because measured seconds
+differ from run to run and a seed must make a serial run repeatable. ``Pace`` learns from finished stages how much
+faster or slower this place is, kind by kind, and gives the time that is left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+
+from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.domain import Candidate, Size, StageKind, StagePlan
+from stillhouse.search.job import StageRecord
+from stillhouse.search.plan import Planner
+
+TRAIN_S_PER_MAC, TRAIN_S_PER_PICTURE = 1.6e-10, 2e-3
+"""Of one picture through forward, backward and step on one CPU thread (docs/benchmarks/search_table.json)."""
+FORWARD = 1 / 3
+"""Share of a training step that a forward pass takes."""
+EXPORT_S, MEASURE_S, PROBE_S, INGEST_S_PER_PICTURE = 10.0, 3.0, 1.0, 0.01
+UNKNOWN_MACS = 4e9
+"""Taken for a network that the catalogue does not hold (a teacher), at 224 x 224."""
+
+
+class Effort:
+    """The rule.
+
+    Args:
+        catalogue: Knows MACs.
+        pictures: In the training split.
+        classes: That are told apart.
+    """
+
+    def __init__(self, catalogue: Catalogue, pictures: int, classes: int) -> None:
+        self._catalogue, self._pictures, self._classes = catalogue, pictures, classes
+
+    def seconds(self, plan: StagePlan) -> float:
+        """Expected seconds of a stage on one CPU thread; epochs that a lower rung has done are not counted again."""
+        spec = plan.spec
+        if plan.kind in (StageKind.TEACHER, StageKind.ASSISTANT, StageKind.STUDENT):
+            epochs: int = spec.get("until", spec["epochs"]) - plan.hints.get("resumed", 0)
+            size, stem = spec.get("network_size", spec.get("size")), spec.get("stem", "stock")
+            return epochs * self._pictures * self._picture(self.macs(spec["arch"], Size.parse(size), stem))
+        if plan.kind is StageKind.TARGETS:
+            macs = self.macs(plan.hints.get("arch", ""), Size.parse(spec["size"]), "stock")
+            return FORWARD * int(spec["views"]) * self._pictures * self._picture(macs)
+        if plan.kind is StageKind.INGEST:
+            return INGEST_S_PER_PICTURE * self._pictures
+        return {StageKind.EXPORT: EXPORT_S, StageKind.MEASURE: MEASURE_S}.get(plan.kind, PROBE_S)
+
+    def macs(self, arch: str, size: Size, stem: str) -> float:
+        """MACs at any size: of the nearest cell, scaled by pixels."""
+        entry = self._catalogue.archs.get(arch)
+        cells = [cell for cell in entry.cells if cell[1] == stem] if entry else []
+        if not cells:
+            return UNKNOWN_MACS * size.pixels / 224**2
+        nearest = min(cells, key=lambda cell: (abs(math.log(cell[0].pixels / size.pixels)), cell))
+        return self._catalogue.macs(arch, *nearest, self._classes) * size.pixels / nearest[0].pixels
+
+    @staticmethod
+    def _picture(macs: float) -> float:
+        return TRAIN_S_PER_PICTURE + TRAIN_S_PER_MAC * macs
+
+
+class Pace:
+    """How the rule must be corrected here, learned from stages that are done.
+
+    Args:
+        effort: The rule.
+        stages: Any stages; those that are done and were timed count.
+    """
+
+    def __init__(self, effort: Effort, stages: Iterable[StageRecord]) -> None:
+        self._effort = effort
+        took: dict[StageKind, float] = defaultdict(float)
+        expected: dict[StageKind, float] = defaultdict(float)
+        for stage in stages:
+            if stage.state == "done" and stage.seconds is not None:
+                took[stage.plan.kind] += stage.seconds
+                expected[stage.plan.kind] += effort.seconds(stage.plan)
+        self._overall = sum(took.values()) / sum(expected.values()) if expected else 1.0
+        self._ratios: Mapping[StageKind, float] = {kind: took[kind] / expected[kind] for kind in took}
+
+    def seconds(self, plan: StagePlan) -> float:
+        """Expected seconds of a stage here."""
+        return self._ratios.get(plan.kind, self._overall) * self._effort.seconds(plan)
+
+
+class Prices:
+    """Seconds, by the rule, that candidates still need.
+
+    Args:
+        planner: Plans the job's stages.
+        effort: The rule.
+    """
+
+    def __init__(self, planner: Planner, effort: Effort) -> None:
+        self._planner, self._effort = planner, effort
+        self._known: dict[Candidate, tuple[list[tuple[str, float]], float]] = {}
+
+    def remaining(self, candidate: Candidate, epochs: int, paid: Collection[str]) -> float:
+        """From now to a measured file.
+
+        Args:
+            candidate: The candidate.
+            epochs: Of its student that are done.
+            paid: Keys of stages that are done or at work.
+        """
+        mentors, epoch = self._priced(candidate)
+        left = (self._planner.spec.epochs.student - epochs) * epoch + EXPORT_S + MEASURE_S
+        return left + sum(seconds for key, seconds in mentors if key not in paid)
+
+    def mentors(self, candidates: Iterable[Candidate]) -> set[str]:
+        """Keys of all that comes before the students of these candidates."""
+        return {key for candidate in candidates for key, _ in self._priced(candidate)[0]}
+
+    def _priced(self, candidate: Candidate) -> tuple[list[tuple[str, float]], float]:
+        """(key, seconds) of each mentor's stages, and seconds of an epoch."""
+        if candidate not in self._known:
+            spec = self._planner.spec
+            *mentors, student = self._planner.student(candidate, spec.method)
+            whole = replace(student, hints={})
+            self._known[candidate] = (
+                [(plan.key, self._effort.seconds(plan)) for plan in mentors],
+                self._effort.seconds(whole) / spec.epochs.student,
+            )
+        return self._known[candidate]
