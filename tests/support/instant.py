@@ -114,7 +114,8 @@ def setup(work: Callable[[StagePlan], StageResult | None], **changes: object):  
     ledger = MemoryLedger()
     ledger.publish_catalogue(catalogue())
     dataset = ledger.add_dataset("d", ingest_plan("d.zip", "d", False, {}))
-    spec = JobSpec(dataset.id, teacher="huge", trials=3, epochs=Epochs(1, 1, 1), **changes)  # type: ignore[arg-type]
+    given = {"teacher": "huge", "trials": 3, "epochs": Epochs(1, 1, 1), **changes}
+    spec = JobSpec(dataset.id, **given)  # type: ignore[arg-type]
     job = ledger.add_job(spec)
     engine = InstantEngine(ledger, work)
     return ledger, job, engine, Controller(ledger, engine, lease_s=30, max_attempts=2)
