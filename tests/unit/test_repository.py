@@ -191,7 +191,7 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine() -> None:
 def test_files_and_functions_stay_short(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 400
-    allowed = {"run": 110}  # the command line's options, one a line
+    allowed = {"run": 125}  # the command line's options, one a line
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1

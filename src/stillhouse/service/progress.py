@@ -75,13 +75,15 @@ class Watcher:
             head = f"trial {trial.number} {trial.candidate}"
             if trial.state == "done" and trial.accuracy is not None:
                 self._say(f"{head}: {trial.accuracy:.1%} on validation, {_millions(trial.cost.macs)} M MACs")
-            elif trial.state in ("infeasible", "failed"):
+            elif trial.state == "stopped" and trial.accuracy is not None:
+                self._say(f"{head}: {trial.accuracy:.1%} on validation after {trial.epochs} epochs; {trial.reason}")
+            elif trial.state in ("infeasible", "failed", "stopped"):
                 self._say(f"{head}: {trial.state} ({trial.reason})")
         self._stages([attempt.stage_key for attempt in self._ledger.open_attempts()])
 
     def _share(self, trial: TrialRecord) -> float:
         """How much of a trial is done, from 0 to 1, by stages: the job's ETA is drawn from it."""
-        if trial.state in ("done", "failed"):
+        if trial.state in ("done", "failed", "paused", "stopped"):
             return 1.0
         if trial.state != "training" or not trial.stages:
             return 0.0
@@ -121,7 +123,8 @@ def title_of(plan: StagePlan) -> str:
         untrained = " (untrained, for its costs)" if plan.kind is StageKind.EXPORT and not plan.inputs else ""
         method = f" by {spec['method']}" if "method" in spec else ""
         sizes = f"{spec['image_size']}->{spec['network_size']}"
-        return f"{plan.kind} {spec['arch']} {sizes} {spec['stem']}{method}{untrained}"
+        until = f" to epoch {spec['until']}" if "until" in spec else ""
+        return f"{plan.kind} {spec['arch']} {sizes} {spec['stem']}{method}{until}{untrained}"
     if plan.kind is StageKind.MEASURE:
         return f"measure at {spec['image_size']}" + (f" on {spec['split']}" if spec["split"] else "")
     return " ".join(str(part) for part in (plan.kind, spec.get("arch"), spec.get("size")) if part)

@@ -119,7 +119,7 @@ def job_json(
         "finished_at": job.finished_at,
         "eta_s": eta_s(job, trials, stages, now=time.time()),
         "counts": dict(counts),
-        "trials_ended": counts["done"] + counts["failed"],
+        "trials_ended": counts["done"] + counts["failed"] + counts["stopped"],
         "trials_wanted": job.spec.trials,
         "best_accuracy": max((t.accuracy for t in trials if t.accuracy is not None), default=None),
         "trials": [_trial_json(trial, stages) for trial in trials],
@@ -142,7 +142,7 @@ def eta_s(job: JobRecord, trials: list[TrialRecord], stages: Mapping[str, StageR
 
 
 def _share(trial: TrialRecord, stages: Mapping[str, StageRecord]) -> float:
-    if trial.state in ("done", "failed"):
+    if trial.state in ("done", "failed", "paused", "stopped"):
         return 1.0
     if trial.state != "training" or not trial.stages:
         return 0.0
@@ -165,6 +165,7 @@ def _trial_json(trial: TrialRecord, stages: Mapping[str, StageRecord]) -> dict[s
         "candidate": trial.candidate.to_json(),
         "cost": trial.cost.to_json(),
         "val_accuracy": trial.accuracy,
+        "epochs": trial.epochs,
         "stages_done": sum(stage.state == "done" for stage in known),
         "stages": len(trial.stages),
         "running": None if running is None else {"kind": str(running.plan.kind), "progress": dict(running.progress)},

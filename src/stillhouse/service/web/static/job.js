@@ -119,7 +119,7 @@ function list(job) {
   fact(facts, "Method", `${job.spec.method}, teacher ${job.spec.teacher} at ${job.spec.teacher_size} px`);
   fact(facts, "Trials", `${job.trials_ended} of ${job.trials_wanted}`);
   fact(facts, "Best on validation", percent(job.best_accuracy));
-  const searched = job.trials.length > 0 && job.trials.every((trial) => ["done", "failed", "infeasible"].includes(trial.state));
+  const searched = job.trials.length > 0 && job.trials.every((trial) => ["done", "failed", "infeasible", "stopped"].includes(trial.state));
   if (job.state === "running" && searched && job.trials_ended >= job.trials_wanted) fact(facts, "Now", "comparing, reading the test split");
   else if (job.state === "running") fact(facts, "Left, about", duration(job.eta_s));
   else if (job.started_at && job.finished_at) fact(facts, "Took", duration(job.finished_at - job.started_at));
@@ -132,7 +132,8 @@ function list(job) {
     cell(row, `${arch} ${image_size} → ${network_size} ${stem}`);
     cell(row, state(trial));
     cell(row, fixed(trial.cost.macs / 1e6, 1), { number: true });
-    cell(row, percent(trial.val_accuracy), { number: true });
+    const early = trial.epochs && trial.epochs < job.spec.epochs.student ? ` (epoch ${trial.epochs})` : "";
+    cell(row, percent(trial.val_accuracy) + early, { number: true });
     cell(row, now(trial), { wrap: true });
   }
 }
