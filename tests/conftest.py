@@ -27,6 +27,9 @@ from stillhouse.service.db.migrate import upgrade
 ACCOUNTS = ("postgres", "nobody")
 
 
+pytest_plugins = ["served"]
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of a SQLite database that does not exist yet."""

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,118 +17,16 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Size, StageResult
+from served import Serve, Served, problem
+from stillhouse.search.domain import Accuracy, Candidate, Cost, Size, StageResult
 from stillhouse.search.errors import CorruptArtifactError, StillhouseError, UserError
 from stillhouse.service.app import create_app
 from stillhouse.service.client import Client
-from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.db.memory import MemoryLedger
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 
-CATALOGUE = {
-    "names": ["lcnet_050", "resnet18", "tf_efficientnet_lite0"],
-    "image_sizes": ["32x32", "64x64"],
-    "archs": {
-        "lcnet_050": {
-            "family": "cnn",
-            "stems": ["stock"],
-            "macs_per_class": 8,
-            "params_per_class": 9,
-            "cells": {
-                "32x32|stock": {"macs": 10**6, "params": 1000},
-                "64x64|stock": {"macs": 4 * 10**6, "params": 1000},
-            },
-        }
-    },
-    "methods": {
-        "tas": {"teacher": True, "assistant": True, "knobs": []},
-        "supervised": {"teacher": False, "assistant": False, "knobs": []},
-    },
-    "code": {"ingest": "1"},
-    "weights": {"package": [], "hub": []},
-}
-SUMMARY: dict[str, Any] = {
-    "classes": ["a", "b", "c"],
-    "pictures": 90,
-    "splits": {"train": 60, "val": 12, "test": 18},
-    "notes": [],
-    "faults": [],
-    "curve": [
-        {"fit": "squash", "size": size, "codec": "jpeg", "quality": 90, "mean_bytes": bytes_}
-        for size, bytes_ in (("32x32", 900.0), ("64x64", 2100.0))
-    ],
-}
-
-
-class Served:
-    """An application over a fresh ledger, with helpers that do the controller's part."""
-
-    def __init__(self, url: str, home: Path, **settings: Any) -> None:
-        self.ledger, self.store = SqlLedger(url), DiskStore(home / "artifacts")
-        self.ledger.publish_catalogue(CATALOGUE)
-        self.settings = Settings.load(home=home, **settings)
-        self.http = TestClient(create_app(self.ledger, self.store, self.settings), base_url="http://127.0.0.1")
-
-    def ready(self) -> str:
-        dataset = self.http.post("/datasets", json={"builtin": "textures"}).json()["id"]
-        self.ledger.end_dataset(dataset, "ready", summary=SUMMARY, reason=None, faults=())
-        return str(dataset)
-
-    def finished(self, tmp_path: Path) -> tuple[str, str, bytes]:
-        job = self.http.post("/jobs", json={"dataset": self.ready(), "budget": {}}).json()["id"]
-        content = b"onnx" * 1000
-        (tmp_path / "model.onnx").write_bytes(content)
-        candidate = Candidate("lcnet_050", Size(32, 32), Size(64, 64))
-        self.ledger.add_trial(job, 0, candidate, Cost(macs=10))
-        deployment = Deployment(
-            id="mdl_1",
-            job_id=job,
-            trial_number=0,
-            candidate=candidate,
-            cost=Cost(10, 20, 30, 40.0, Size(32, 32), 1.5, 2.5, 50),
-            precision="fp32",
-            validation=Accuracy(9, 12),
-            onnx_sha256=self.store.put(tmp_path / "model.onnx"),
-            preprocess={"fit": "squash"},
-        )
-        self.ledger.add_deployment(deployment)
-        self.ledger.set_test("mdl_1", Accuracy(12, 18), {})
-        self.ledger.move_job(job, expect=("queued",), to="running")
-        self.ledger.move_job(job, expect=("running",), to="done")
-        return job, "mdl_1", content
-
-
 Live = Callable[[FastAPI], str]
-Serve = Callable[..., Served]
-
-
-@pytest.fixture
-def serve(sql_url: str, tmp_path: Path) -> Iterator[Serve]:
-    opened: list[Served] = []
-
-    def start(**settings: Any) -> Served:
-        opened.append(Served(sql_url, tmp_path / "home", **settings))
-        return opened[-1]
-
-    yield start
-    for served in opened:
-        served.http.close()
-        served.ledger.close()
-
-
-@pytest.fixture
-def served(serve: Serve) -> Served:
-    return serve()
-
-
-def problem(answer: Any, status: int) -> str:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body = answer.json()
-    assert {"type", "title", "status", "detail", "instance"} <= set(body)
-    assert body["status"] == status
-    return str(body["detail"])
 
 
 def test_an_upload_becomes_a_data_set_and_the_same_zip_the_same_one(served: Served, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import typer
 
+from stillhouse.search.domain import Budget, Size
 from stillhouse.search.errors import BudgetError, DatasetError, StageError, UserError
 from stillhouse.search.job import JobRecord, JobSpec
 from stillhouse.service import cli
+from stillhouse.service.cli_options import LIMITS, budget_of
 from stillhouse.service.run import Outcome
 from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
@@ -55,16 +57,16 @@ def test_all_faults_are_told_on_the_screen_or_in_a_file(home: Path, capsys: pyte
 def test_a_budget_file_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
     path = tmp_path / "budget.yaml"
     path.write_text("max_macs: 60e6\nmax_image_size: 48x64\n")
-    assert cli._budget_file(path) == {"max_macs": "60e6", "max_image_size": "48x64"}
-    assert cli._budget_file(None) == {}
-    path.write_text("- 1\n")
-    with pytest.raises(BudgetError, match="must hold limits by name"):
-        cli._budget_file(path)
-    path.write_text("a: [")
+    none = dict.fromkeys(LIMITS)
+    assert budget_of(none, path) == Budget(max_macs=60_000_000, max_image_size=Size(48, 64))
+    assert budget_of({**none, "max_macs": 5e6}, path).max_macs == 5_000_000, "options win over the file"
+    assert budget_of(none, None) == Budget()
+    for text, message in (("- 1\n", "must hold limits by name"), ("a: [", "cannot be read as YAML")):
+        path.write_text(text)
+        with pytest.raises(BudgetError, match=message):
+            budget_of(none, path)
     with pytest.raises(BudgetError, match="cannot be read as YAML"):
-        cli._budget_file(path)
-    with pytest.raises(BudgetError, match="cannot be read as YAML"):
-        cli._budget_file(tmp_path / "none.yaml")
+        budget_of(none, tmp_path / "none.yaml")
 
 
 def test_knobs_are_name_and_value() -> None:

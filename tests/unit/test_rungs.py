@@ -15,7 +15,9 @@ def test_levels_rise_by_eta_up_to_the_whole_training(epochs, eta, expected):
 
 def trial(number, accuracy, macs, *, epochs=1, state="paused"):
     size = Size(64, 64)
-    return TrialRecord("j", number, Candidate("a", size, size), state, Cost(macs=macs), accuracy=accuracy, epochs=epochs)
+    return TrialRecord(
+        "j", number, Candidate("a", size, size), state, Cost(macs=macs), accuracy=accuracy, epochs=epochs
+    )
 
 
 def numbers(trials, eta=3, levels=(1, 3, 9)):

@@ -48,7 +48,7 @@ class Linear:
     @classmethod
     def prior(cls, mean: Floats, sd: Floats) -> Linear:
         """Independent weights: (d,) means and standard deviations."""
-        return cls(mean, np.diag(np.square(sd)))
+        return cls(mean, np.diag(sd**2))
 
     def told(self, x: Floats, y: Floats, noise: Floats) -> Linear:
         """The model after observations.
@@ -62,7 +62,7 @@ class Linear:
             return self
         weighted = x / noise[:, None] ** 2
         precision = np.linalg.inv(self.covariance)
-        covariance = np.linalg.inv(precision + x.T @ weighted)
+        covariance = np.linalg.inv(precision + x.T @ weighted).astype(np.float64)
         return Linear(covariance @ (precision @ self.mean + weighted.T @ y), covariance)
 
     def predict(self, x: Floats) -> tuple[Floats, Floats]:

@@ -204,8 +204,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     if min(only_a, only_b) < 0:
         raise ValueError(f"counts must be >= 0, but got {only_a} and {only_b}")
     n = only_a + only_b
-    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    tail: int = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str], budget: Budget) -> list[Deployment]:

@@ -55,7 +55,7 @@ def promotable(
         paused = {trial.number for trial in rung if trial.state == "paused" and trial.epochs == level}
         if not paused:
             continue
-        points = [[trial.accuracy, *(_octaves(trial, name) for name in objectives)] for trial in rung]
+        points = [[trial.accuracy or 0.0, *(_octaves(trial, name) for name in objectives)] for trial in rung]
         best = promotion_order(points)[: math.ceil(len(rung) / eta)]
         found += [rung[index] for index in best if rung[index].number in paused]
     return found

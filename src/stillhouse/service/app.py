@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from stillhouse import __version__
 from stillhouse.search.ports import ArtifactStore, Ledger
-from stillhouse.service.api import datasets, events, jobs, models, system
+from stillhouse.service.api import datasets, estimates, events, jobs, models, system
 from stillhouse.service.api.context import Context
 from stillhouse.service.guard import LOOPBACK, Guard
 from stillhouse.service.limits import BodyLimit
@@ -25,8 +25,8 @@ def create_app(ledger: Ledger, store: ArtifactStore, settings: Settings) -> Fast
         redoc_url=None,
     )
     app.state.context = Context(ledger, store, settings)
-    for router in (datasets.router, jobs.router, events.router, models.router, system.router, pages.router):
-        app.include_router(router)
+    for part in (datasets, estimates, jobs, events, models, system, pages):
+        app.include_router(part.router)
     pages.mount(app)
     add_handlers(app)
     app.add_middleware(BodyLimit, most_bytes=settings.max_upload_bytes)

@@ -22,11 +22,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from stillhouse import __version__
-from stillhouse.search.domain import Budget, Fit, Json, content_key
-from stillhouse.search.errors import BudgetError, DatasetError, StillhouseError, UserError
+from stillhouse.search.domain import Fit, content_key
+from stillhouse.search.errors import DatasetError, StillhouseError, UserError
 from stillhouse.search.job import Epochs, JobSpec
+from stillhouse.service import cli_options as options
 from stillhouse.service.app import create_app
 from stillhouse.service.cli_catalogue import commands as catalogue_commands
+from stillhouse.service.cli_estimate import command as estimate_command
 from stillhouse.service.demo import demo_request, print_comparison
 from stillhouse.service.progress import Watcher
 from stillhouse.service.report import front_table
@@ -44,104 +46,104 @@ stage_app = typer.Typer(help="What the engine runs.", no_args_is_help=True)
 app.add_typer(stage_app, name="stage")
 
 SHOWN_FAULTS = 20
-BUDGET, SEARCH, TRAINING = "Budget (each limit optional)", "Search", "Training"
-
-
-def _limit(text: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(help=text, rich_help_panel=BUDGET)
-    return option
 
 
 @app.command()
 def run(
     data: Annotated[str, typer.Argument(help="ImageFolder zip or folder, or 'textures' (built in).")],
     out: Annotated[Path, typer.Option(help="Folder for front.json, front.png and the .onnx files.")],
-    max_macs: Annotated[float | None, _limit("Multiply-accumulates of one picture, such as 60e6.")] = None,
-    max_flops: Annotated[float | None, _limit("The same as FLOPs: 1 MAC = 2 FLOPs.")] = None,
-    max_params: Annotated[float | None, _limit("Parameters.")] = None,
-    max_model_bytes: Annotated[float | None, _limit("Size of the ONNX file.")] = None,
-    max_image_bytes: Annotated[float | None, _limit("Mean bytes of a picture sent.")] = None,
-    max_kbit_per_s: Annotated[float | None, _limit("Bandwidth in place of bytes; with --frames-per-s.")] = None,
-    frames_per_s: Annotated[float | None, _limit("Pictures a second over that bandwidth.")] = None,
-    max_image_size: Annotated[str | None, _limit("Largest picture captured: 64, or 48x64 (height x width).")] = None,
-    max_latency_ms: Annotated[float | None, _limit("Median latency of one picture on --device.")] = None,
-    max_memory_bytes: Annotated[float | None, _limit("Peak memory of inference on --device.")] = None,
-    min_accuracy: Annotated[float | None, _limit("Least top-1 accuracy on validation, between 0 and 1.")] = None,
-    device: Annotated[str | None, _limit("Device that latency and memory are measured on [default: local].")] = None,
-    budget: Annotated[Path | None, _limit("YAML file with the same limits (max_macs: 60e6 ...); flags win.")] = None,
-    trials: Annotated[int, typer.Option(help="Candidates to train.", rich_help_panel=SEARCH)] = 8,
-    seed: Annotated[int, typer.Option(help="Makes a run repeatable.", rich_help_panel=SEARCH)] = 0,
-    sampler: Annotated[str, typer.Option(help="auto, tpe, gp, nsga2 or random.", rich_help_panel=SEARCH)] = "auto",
-    eta: Annotated[int, typer.Option(help="1 trial in ETA trains on at a rung; 1: all.", rich_help_panel=SEARCH)] = 3,
-    max_wall_s: Annotated[float | None, typer.Option(help="Seconds to search.", rich_help_panel=SEARCH)] = None,
-    max_device_s: Annotated[float | None, typer.Option(help="Worker seconds.", rich_help_panel=SEARCH)] = None,
-    min_gain: Annotated[float, typer.Option(help="Least expected gain, a share.", rich_help_panel=SEARCH)] = 0.0,
-    archs: Annotated[str, typer.Option(help="Only these networks, comma-separated.", rich_help_panel=SEARCH)] = "",
-    image_sizes: Annotated[str, typer.Option(help="Only these picture sizes.", rich_help_panel=SEARCH)] = "",
+    max_macs: options.MaxMacs = None,
+    max_flops: options.MaxFlops = None,
+    max_params: options.MaxParams = None,
+    max_model_bytes: options.MaxModelBytes = None,
+    max_image_bytes: options.MaxImageBytes = None,
+    max_kbit_per_s: options.MaxKbitPerS = None,
+    frames_per_s: options.FramesPerS = None,
+    max_image_size: options.MaxImageSize = None,
+    max_latency_ms: options.MaxLatencyMs = None,
+    max_memory_bytes: options.MaxMemoryBytes = None,
+    min_accuracy: options.MinAccuracy = None,
+    device: options.Device = None,
+    budget: options.BudgetFile = None,
+    trials: Annotated[int, typer.Option(help="Candidates to train.", rich_help_panel=options.SEARCH)] = 8,
+    seed: Annotated[int, typer.Option(help="Makes a run repeatable.", rich_help_panel=options.SEARCH)] = 0,
+    sampler: Annotated[
+        str, typer.Option(help="auto, tpe, gp, nsga2 or random.", rich_help_panel=options.SEARCH)
+    ] = "auto",
+    eta: Annotated[
+        int, typer.Option(help="1 trial in ETA trains on at a rung; 1: all.", rich_help_panel=options.SEARCH)
+    ] = 3,
+    max_wall_s: Annotated[float | None, typer.Option(help="Seconds to search.", rich_help_panel=options.SEARCH)] = None,
+    max_device_s: Annotated[float | None, typer.Option(help="Worker seconds.", rich_help_panel=options.SEARCH)] = None,
+    min_gain: Annotated[
+        float, typer.Option(help="Least expected gain, a share.", rich_help_panel=options.SEARCH)
+    ] = 0.0,
+    archs: Annotated[
+        str, typer.Option(help="Only these networks, comma-separated.", rich_help_panel=options.SEARCH)
+    ] = "",
+    image_sizes: Annotated[str, typer.Option(help="Only these picture sizes.", rich_help_panel=options.SEARCH)] = "",
     objectives: Annotated[
-        str, typer.Option(help="Costs that the front is drawn over.", rich_help_panel=SEARCH)
+        str, typer.Option(help="Costs that the front is drawn over.", rich_help_panel=options.SEARCH)
     ] = "macs,image_bytes",
     ablate: Annotated[
         str,
         typer.Option(
             help="Front members that are also trained without a teacher and by plain KD, the best of which is shipped: "
             "none, best, all (or true).",
-            rich_help_panel=SEARCH,
+            rich_help_panel=options.SEARCH,
         ),
     ] = "none",
-    codec: Annotated[str, typer.Option(help="How pictures are sent: jpeg or webp.", rich_help_panel=SEARCH)] = "jpeg",
-    quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.", rich_help_panel=SEARCH)] = 90,
-    latency_threads: Annotated[int, typer.Option(help="CPU threads in latency.", rich_help_panel=SEARCH)] = 1,
+    codec: Annotated[
+        str, typer.Option(help="How pictures are sent: jpeg or webp.", rich_help_panel=options.SEARCH)
+    ] = "jpeg",
+    quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.", rich_help_panel=options.SEARCH)] = 90,
+    latency_threads: Annotated[int, typer.Option(help="CPU threads in latency.", rich_help_panel=options.SEARCH)] = 1,
     teacher: Annotated[
-        str, typer.Option(help="NAME or NAME:CHECKPOINT.safetensors.", rich_help_panel=TRAINING)
+        str, typer.Option(help="NAME or NAME:CHECKPOINT.safetensors.", rich_help_panel=options.TRAINING)
     ] = "tf_efficientnet_lite0",
-    teacher_size: Annotated[int, typer.Option(help="Side the teacher reads.", rich_help_panel=TRAINING)] = 192,
-    epochs: Annotated[str, typer.Option(help="teacher,assistant,student.", rich_help_panel=TRAINING)] = "6,6,12",
+    teacher_size: Annotated[int, typer.Option(help="Side the teacher reads.", rich_help_panel=options.TRAINING)] = 192,
+    epochs: Annotated[
+        str, typer.Option(help="teacher,assistant,student.", rich_help_panel=options.TRAINING)
+    ] = "6,6,12",
     method: Annotated[
-        str, typer.Option(help="tas, logits, pixel, dist ... (GET /catalogue).", rich_help_panel=TRAINING)
+        str, typer.Option(help="tas, logits, pixel, dist ... (GET /catalogue).", rich_help_panel=options.TRAINING)
     ] = "tas",
     knob: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE of the method; repeatable.", rich_help_panel=TRAINING)
+        list[str] | None, typer.Option(help="NAME=VALUE of the method; repeatable.", rich_help_panel=options.TRAINING)
     ] = None,
-    views: Annotated[int, typer.Option(help="Augmented crops per picture.", rich_help_panel=TRAINING)] = 4,
+    views: Annotated[int, typer.Option(help="Augmented crops per picture.", rich_help_panel=options.TRAINING)] = 4,
     ladder: Annotated[
-        str, typer.Option(help="Sides of further assistants, falling: 128,96.", rich_help_panel=TRAINING)
+        str, typer.Option(help="Sides of further assistants, falling: 128,96.", rich_help_panel=options.TRAINING)
     ] = "",
-    mixup: Annotated[float, typer.Option(help="Share of views that are mixed.", rich_help_panel=TRAINING)] = 0.0,
-    ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none.", rich_help_panel=TRAINING)] = 0.0,
-    schedule: Annotated[str, typer.Option(help="Rate: one_cycle or cosine.", rich_help_panel=TRAINING)] = "one_cycle",
-    compile: Annotated[bool, typer.Option("--compile", help="For a GPU.", rich_help_panel=TRAINING)] = False,
+    mixup: Annotated[
+        float, typer.Option(help="Share of views that are mixed.", rich_help_panel=options.TRAINING)
+    ] = 0.0,
+    ema: Annotated[
+        float, typer.Option(help="Decay of averaged weights; 0: none.", rich_help_panel=options.TRAINING)
+    ] = 0.0,
+    schedule: Annotated[
+        str, typer.Option(help="Rate: one_cycle or cosine.", rich_help_panel=options.TRAINING)
+    ] = "one_cycle",
+    compile: Annotated[bool, typer.Option("--compile", help="For a GPU.", rich_help_panel=options.TRAINING)] = False,
     codec_share: Annotated[
-        float, typer.Option(help="Share of the student's views sent through the codec.", rich_help_panel=TRAINING)
+        float,
+        typer.Option(help="Share of the student's views sent through the codec.", rich_help_panel=options.TRAINING),
     ] = 0.5,
-    classes: Annotated[int | None, typer.Option(help="First N classes only.", rich_help_panel=TRAINING)] = None,
-    fit: Annotated[Fit, typer.Option(help="How pictures are fitted.", rich_help_panel=TRAINING)] = Fit.SQUASH,
+    classes: Annotated[int | None, typer.Option(help="First N classes only.", rich_help_panel=options.TRAINING)] = None,
+    fit: Annotated[Fit, typer.Option(help="How pictures are fitted.", rich_help_panel=options.TRAINING)] = Fit.SQUASH,
     skip_faults: Annotated[bool, typer.Option(help="Leave unreadable pictures out and go on.")] = False,
 ) -> None:
     """Search, distil, export and measure: from DATA and a budget to ONNX models in --out.
 
     Started again with the same arguments, a stopped run goes on where it was.
     """
-    limits = {
-        "max_macs": max_macs,
-        "max_flops": max_flops,
-        "max_params": max_params,
-        "max_model_bytes": max_model_bytes,
-        "max_image_bytes": max_image_bytes,
-        "max_kbit_per_s": max_kbit_per_s,
-        "frames_per_s": frames_per_s,
-        "max_image_size": max_image_size,
-        "max_latency_ms": max_latency_ms,
-        "max_memory_bytes": max_memory_bytes,
-        "min_accuracy": min_accuracy,
-        "device": device,
-    }
+    given = dict(locals())
     with _messages():
         platform = Platform(Settings.load())
         name, checkpoint = _teacher(platform, teacher)
         spec = JobSpec(
             dataset="",
-            budget=Budget.from_json(_budget_file(budget) | {n: v for n, v in limits.items() if v is not None}),
+            budget=options.budget_of(given, budget),
             classes=classes,
             trials=trials,
             seed=seed,
@@ -166,9 +168,9 @@ def run(
             fit=fit,
             codec=codec,
             quality=quality,
-            objectives=_words(objectives),
-            archs=_words(archs),
-            image_sizes=_words(image_sizes),
+            objectives=options.words(objectives),
+            archs=options.words(archs),
+            image_sizes=options.words(image_sizes),
             ablate=ablate,
             latency_threads=latency_threads,
         )
@@ -295,18 +297,6 @@ def _print_faults(console: Console, faults: Sequence[str]) -> None:
         )
 
 
-def _budget_file(path: Path | None) -> dict[str, Json]:
-    if path is None:
-        return {}
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BudgetError(f"--budget {path} cannot be read as YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise BudgetError(f"--budget {path} must hold limits by name, such as 'max_macs: 60e6', but holds {data!r}")
-    return {str(name): value for name, value in data.items()}
-
-
 def _teacher(platform: Platform, text: str) -> tuple[str, str | None]:
     name, _, checkpoint = text.partition(":")
     if not checkpoint:
@@ -327,17 +317,14 @@ def _knobs(pairs: list[str]) -> dict[str, float | int | str | bool]:
     return knobs
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
 def _sides(text: str) -> tuple[int, ...]:
-    words = _words(text)
+    words = options.words(text)
     if not all(word.isdecimal() for word in words):
         raise UserError(f"--ladder is written as sides in pixels, falling, such as 128,96, but got {text!r}")
     return tuple(int(word) for word in words)
 
 
+app.command("estimate")(estimate_command(_messages))
 app.add_typer(catalogue_commands(_messages), name="catalogue")
 
 

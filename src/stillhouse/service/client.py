@@ -69,6 +69,11 @@ class Client:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._call("POST", "/jobs", json=body, headers=headers)
 
+    def estimate(self, dataset: str, budget: Mapping[str, Json], search: Mapping[str, Json] | None = None) -> Answer:
+        """How many candidates fit a budget, and what relaxing it would open."""
+        body = {"dataset": dataset, "budget": dict(budget), "search": dict(search or {})}
+        return self._call("POST", "/estimates", json=body)
+
     def job(self, job_id: str) -> Answer:
         """One job."""
         return self._call("GET", f"/jobs/{job_id}")

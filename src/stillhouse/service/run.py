@@ -54,12 +54,7 @@ def run_job(platform: Platform, data: str, spec: JobSpec, *, out: Path, skip_fau
     check_request(platform.ledger.catalogue() or {}, spec)
     plan = _ingest(platform, data, skip_faults)
     with platform.controller() as controller:
-        dataset = platform.ledger.add_dataset(Path(data).name, plan)
-        _drive(controller, watcher.dataset, lambda: platform.ledger.dataset(dataset.id).state != "pending", dataset.id)
-        dataset = platform.ledger.dataset(dataset.id)
-        if dataset.state == "failed":
-            raise DatasetError(dataset.reason or "the data set cannot be used", dataset.faults)
-        watcher.ready(dataset)
+        dataset = _read(platform, controller, data, plan, watcher)
         job = _queue(platform, dataset, dataclasses.replace(spec, dataset=dataset.id))
         _drive(controller, watcher.job, lambda: _ended(platform, job.id), job.id)
     job = platform.ledger.job(job.id)
@@ -67,6 +62,30 @@ def run_job(platform: Platform, data: str, spec: JobSpec, *, out: Path, skip_fau
         reason = job.reason or f"the job was {job.state}"
         raise InfeasibleError(reason) if reason.startswith(UNMET) else StillhouseError(reason)
     return _write(platform, job, out)
+
+
+def read_dataset(platform: Platform, data: str, *, skip_faults: bool, watcher: Watcher) -> DatasetRecord:
+    """The data set that ``data`` names, read now if it was not before.
+
+    Raises:
+        DatasetError: It cannot be used.
+    """
+    plan = _ingest(platform, data, skip_faults)
+    dataset = platform.ledger.add_dataset(Path(data).name, plan)
+    if dataset.state == "ready":
+        return dataset
+    with platform.controller() as controller:
+        return _read(platform, controller, data, plan, watcher)
+
+
+def _read(platform: Platform, controller: Controller, data: str, plan: StagePlan, watcher: Watcher) -> DatasetRecord:
+    dataset = platform.ledger.add_dataset(Path(data).name, plan)
+    _drive(controller, watcher.dataset, lambda: platform.ledger.dataset(dataset.id).state != "pending", dataset.id)
+    dataset = platform.ledger.dataset(dataset.id)
+    if dataset.state == "failed":
+        raise DatasetError(dataset.reason or "the data set cannot be used", dataset.faults)
+    watcher.ready(dataset)
+    return dataset
 
 
 def _ingest(platform: Platform, data: str, skip_faults: bool) -> StagePlan:

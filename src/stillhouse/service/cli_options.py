@@ -1,0 +1,82 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from stillhouse.search.domain import Budget, Json
+from stillhouse.search.errors import BudgetError
+
+BUDGET, SEARCH, TRAINING = "Budget (each limit optional)", "Search", "Training"
+
+
+def _limit(text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(help=text, rich_help_panel=BUDGET)
+    return option
+
+
+MaxMacs = Annotated[float | None, _limit("Multiply-accumulates of one picture, such as 60e6.")]
+MaxFlops = Annotated[float | None, _limit("The same as FLOPs: 1 MAC = 2 FLOPs.")]
+MaxParams = Annotated[float | None, _limit("Parameters.")]
+MaxModelBytes = Annotated[float | None, _limit("Size of the ONNX file.")]
+MaxImageBytes = Annotated[float | None, _limit("Mean bytes of a picture sent.")]
+MaxKbitPerS = Annotated[float | None, _limit("Bandwidth in place of bytes; with --frames-per-s.")]
+FramesPerS = Annotated[float | None, _limit("Pictures a second over that bandwidth.")]
+MaxImageSize = Annotated[str | None, _limit("Largest picture captured: 64, or 48x64 (height x width).")]
+MaxLatencyMs = Annotated[float | None, _limit("Median latency of one picture on --device.")]
+MaxMemoryBytes = Annotated[float | None, _limit("Peak memory of inference on --device.")]
+MinAccuracy = Annotated[float | None, _limit("Least top-1 accuracy on validation, between 0 and 1.")]
+Device = Annotated[str | None, _limit("Device that latency and memory are measured on [default: local].")]
+BudgetFile = Annotated[Path | None, _limit("YAML file with the same limits (max_macs: 60e6 ...); flags win.")]
+
+LIMITS = (
+    "max_macs",
+    "max_flops",
+    "max_params",
+    "max_model_bytes",
+    "max_image_bytes",
+    "max_kbit_per_s",
+    "frames_per_s",
+    "max_image_size",
+    "max_latency_ms",
+    "max_memory_bytes",
+    "min_accuracy",
+    "device",
+)
+"""Names of the options that are limits."""
+
+
+def budget_of(options: Mapping[str, Json], file: Path | None) -> Budget:
+    """The budget of a YAML file and of a command's options, which win.
+
+    Args:
+        options: A command's arguments by name; those that are no limits are passed over.
+        file: The file, or None.
+
+    Raises:
+        BudgetError: The file, or a limit, cannot be read.
+    """
+    given = {name: options[name] for name in LIMITS if options[name] is not None}
+    return Budget.from_json(_budget_file(file) | given)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Comma-separated words."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _budget_file(path: Path | None) -> dict[str, Json]:
+    if path is None:
+        return {}
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BudgetError(f"--budget {path} cannot be read as YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise BudgetError(f"--budget {path} must hold limits by name, such as 'max_macs: 60e6', but holds {data!r}")
+    return {str(name): value for name, value in data.items()}

@@ -1,0 +1,60 @@
+"""``POST /estimates``: what a budget leaves, before a job is made."""
+
+import time
+
+from served import Served, problem
+from stillhouse.search.domain import Candidate, Size, StageResult
+from stillhouse.search.job import JobSpec
+from stillhouse.search.plan import Planner
+
+
+def test_an_estimate_counts_and_says_what_relaxing_opens(served: Served) -> None:
+    dataset = served.ready()
+    body = {"dataset": dataset, "budget": {"max_flops": 7.6e6, "max_image_size": 64}}
+    began = time.monotonic()
+    answer = served.http.post("/estimates", json=body)
+    assert time.monotonic() - began < 2.0
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    # 32 -> 32 fits; 32 -> 64 and 64 -> 64 have 4 M MACs, where 3.8 M are allowed.
+    assert (found["candidates"], found["fits"]) == (3, 1)
+    assert found["binds"] == "max_macs"
+    assert found["ruled_out_alone"] == {"max_macs": 2, "max_image_size": 0}
+    opened = {(each["limit"], each["by"]): each["opens"] for each in found["relax"]}
+    assert opened["max_macs", 0.1] == 2
+    assert opened["max_image_size", 0.5] == 0
+    assert found["cheapest"]["macs"]["candidate"]["network_size"] == "32x32"
+    assert served.ledger.jobs() == [], "nothing is stored"
+
+
+def test_measured_latencies_are_taken_from_earlier_searches(served: Served) -> None:
+    dataset = served.ready()
+    body = {"dataset": dataset, "budget": {"max_latency_ms": 5}}
+    assert served.http.post("/estimates", json=body).json()["unmeasured"] == 3
+    record, catalogue = served.ledger.dataset(dataset), served.ledger.catalogue() or {}
+    planner = Planner(JobSpec(dataset), record.stage_key, 3, catalogue)
+    plan = planner.costing(Candidate("lcnet_050", Size(64, 64), Size(64, 64))).last
+    served.ledger.ensure_stage(plan)
+    attempt = served.ledger.open_attempt(plan.key, lease_s=60, threads=1)
+    assert attempt is not None
+    metrics = {"model_bytes": 4000, "latency_ms": 9.0, "latency_p95_ms": 10.0, "memory_bytes": 100}
+    served.ledger.commit(attempt.id, attempt.token, StageResult({}, metrics), seconds=1.0)
+    found = served.http.post("/estimates", json=body).json()
+    assert (found["fits"], found["unmeasured"], found["ruled_out"]) == (2, 2, {"max_latency_ms": 1})
+
+
+def test_a_budget_that_nothing_meets_is_no_error(served: Served) -> None:
+    found = served.http.post("/estimates", json={"dataset": served.ready(), "budget": {"max_macs": 1000}}).json()
+    assert found["fits"] == 0
+    assert "max_macs" in found["reason"]
+
+
+def test_mistakes_are_named(served: Served) -> None:
+    dataset = served.http.post("/datasets", json={"builtin": "textures"}).json()["id"]
+    assert "wait until it is ready" in problem(served.http.post("/estimates", json={"dataset": dataset}), 422)
+    assert "no such data set" in problem(served.http.post("/estimates", json={"dataset": "ds_no"}), 404)
+    body = {"dataset": dataset, "search": {"archs": ["lcnet_05"]}}
+    assert "did you mean lcnet_050" in problem(served.http.post("/estimates", json=body), 422)
+    assert "max_mac" in problem(
+        served.http.post("/estimates", json={"dataset": dataset, "budget": {"max_mac": 1}}), 422
+    )
