@@ -11,8 +11,8 @@ in-memory ledger; only the engine is simulated.
   ``filter + random, shared`` also makes each teacher and assistant once.
 - Figure: seconds until the models that are trained to the end and fit the budget have 95 % of the hypervolume of all
   of the table that do, over accuracy, MACs and bytes per picture (costs in octaves, scaled to what fits).
-- Each seed draws every accuracy that a search is told anew (binomial, as other validation pictures would);
-  hypervolume is counted by the table's own.
+- A search is told validation accuracies, which each seed draws anew (binomial, as other validation pictures would);
+  hypervolume is counted by the table's accuracies on the test pictures, which no search is told.
 - A ratio is taken seed by seed; the interval is its 2.5 and 97.5 percentile over seeds.
 """
 
@@ -57,6 +57,7 @@ class Row:
     macs: int
     image_bytes: float
     curve: tuple[int, ...]
+    test: int
     epoch_s: float
 
 
@@ -72,6 +73,7 @@ class Table:
         self.data = data
         self.spec = JobSpec.from_json(data["spec"])
         self.total: int = data["pictures"]["val"]
+        self.tests: int = data["pictures"]["test"]
         self.shared: dict[str, dict[str, float]] = data["shared_s"]
         self.rows = {row.candidate: row for row in map(_row, data["rows"])}
         rng = np.random.default_rng(seed)
@@ -99,7 +101,7 @@ class Score:
         low, high = costs.min(axis=0), costs.max(axis=0)
         scaled = (costs - low) / (high - low)
         self._point = {
-            c: (table.rows[c].curve[-1] / table.total, *row) for c, row in zip(self.fits, scaled.tolist(), strict=True)
+            c: (table.rows[c].test / table.tests, *row) for c, row in zip(self.fits, scaled.tolist(), strict=True)
         }
         self._corner = (1 / len(table.data["summary"]["classes"]), 1.05, 1.05)
         self._whole = hypervolume(list(self._point.values()), self._corner)
@@ -132,7 +134,7 @@ class Simulated:
     workers: int
     now: float = 0.0
     spent: float = 0.0
-    measured: list[Candidate] = field(default_factory=list)
+    one_machine: bool = False
     _order: Iterator[int] = field(default_factory=itertools.count)
     _queue: list[tuple[float, int, AttemptRecord, StagePlan]] = field(default_factory=list)
     _gone: set[str] = field(default_factory=set)
@@ -336,9 +338,8 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _row(data: dict[str, Any]) -> Row:
-    return Row(
-        Candidate.from_json(data["candidate"]), data["macs"], data["image_bytes"], tuple(data["curve"]), data["epoch_s"]
-    )
+    costs = data["macs"], data["image_bytes"]
+    return Row(Candidate.from_json(data["candidate"]), *costs, tuple(data["curve"]), data["test"], data["epoch_s"])
 
 
 def _candidate(spec: Any) -> Candidate:

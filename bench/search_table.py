@@ -2,8 +2,9 @@
 
 ``python bench/search_table.py`` trains all cells of ``SPACE`` on the first 20 classes of birds100 by the product's own
 stages and defaults, and writes ``docs/benchmarks/search_table.json``: of each candidate its exact costs, its learning
-curve on the validation pictures and the seconds of its own training; of each network what its candidates share (the
-teacher, what the teacher says, the assistant, what the assistant says), and the seconds of one export.
+curve on the validation pictures, its accuracy on the test pictures and the seconds of its own training; of each
+network what its candidates share (the teacher, what the teacher says, the assistant, what the assistant says), and the
+seconds of one export.
 
 - One thread a stage; ``--workers`` stages at a time, as many as there are cores.
 - The model hub is not asked: EfficientNet-lite starts from ImageNet weights, all others from random ones.
@@ -13,6 +14,7 @@ teacher, what the teacher says, the assistant, what the assistant says), and the
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -28,7 +30,9 @@ import torch
 from _stages import Stages, ingest_of, offline_catalogue, say
 from stillhouse.distill import zoo
 from stillhouse.distill.catalogue import describe
+from stillhouse.distill.loop import evaluate
 from stillhouse.distill.stage import InputFiles, open_store
+from stillhouse.distill.tasks.classification import Classification
 from stillhouse.export.stage import run_export
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Candidate, Fit, Size, StageKind, StagePlan
@@ -122,6 +126,7 @@ class Table:
                     "params": cost.params,
                     "image_bytes": cost.image_bytes,
                     "curve": [round(row["val_accuracy"] * total) for row in history],
+                    "test": self._test(candidate, done.files["weights"]),
                     "epoch_s": round(sum(row["seconds"] for row in history) / len(history), 3),
                 }
             )
@@ -130,7 +135,7 @@ class Table:
         names = ("names", "image_sizes", "archs", "methods", "tasks", "weights")
         kept = {name: self.catalogue[name] for name in names} | {"names": sorted(SPACE)}
         summary = {name: ingest.metrics[name] for name in ("classes", "curve")}
-        counts = {"val": total, "train": len(self._store().labels("train", SPEC.classes))}
+        counts = {"val": total, **{split: len(self._store.labels(split, SPEC.classes)) for split in ("train", "test")}}
         return {
             "made_with": {name: version(name).partition("+")[0] for name in ("torch", "timm", "onnxruntime")},
             "spec": SPEC.to_json(),
@@ -141,6 +146,15 @@ class Table:
             "rows": rows,
         }
 
+    def _test(self, candidate: Candidate, weights: Path) -> int:
+        """Test pictures that it tells right; what a search is judged by, and never told."""
+        pictures = self._store.array("test", candidate.image_size, Fit(SPEC.fit), SPEC.classes)
+        labels = self._store.labels("test", SPEC.classes)
+        return evaluate(
+            zoo.load(weights).to(memory_format=torch.channels_last), Classification(), pictures, labels
+        ).correct
+
+    @functools.cached_property
     def _store(self) -> Any:
         done = self.stages.output(self.ingest.key)
         assert done is not None
@@ -156,7 +170,7 @@ class Table:
     def _export_s(self, candidate: Candidate) -> float:
         done = self.stages.output(self.plans(candidate)[-1].key)
         assert done is not None
-        store, size = self._store(), candidate.image_size
+        store, size = self._store, candidate.image_size
         spec = {**candidate.to_json(), "fit": str(SPEC.fit), "precision": "fp32"}
         pictures = store.array("val", Size.parse(size), Fit(SPEC.fit), SPEC.classes)[:32]
         began = time.monotonic()

@@ -64,6 +64,7 @@ class InstantEngine:
         self.cancelled: list[str] = []
         self.alive: set[str] = set()
         self.slots = 1
+        self.one_machine = True
         self.keeps_running = False
 
     def capacity(self) -> int:

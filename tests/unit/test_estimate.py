@@ -1,81 +1,112 @@
-"""Counts of candidates against limits, told longhand."""
+"""Counts of candidates against limits, told longhand; the command's table."""
 
-import dataclasses
+import io
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from rich.console import Console
 
 from stillhouse.search.catalogue import Catalogue
-from stillhouse.search.domain import Budget, Candidate, Cost, Size
-from stillhouse.search.estimate import estimate, promise
-from stillhouse.search.job import JobSpec
+from stillhouse.search.domain import Budget, Candidate, Cost, Json, Size, StageResult
+from stillhouse.search.errors import ConflictError
+from stillhouse.search.estimate import device_figures, estimate, estimate_job, promise
+from stillhouse.search.job import DatasetRecord, JobSpec
+from stillhouse.search.plan import Planner
 from stillhouse.search.space import Space
+from stillhouse.service.cli_estimate import show
+from stillhouse.service.db.memory import MemoryLedger
 
 SIDES = (32, 64, 96)
+FIGURES = {"model_bytes": 5000, "latency_ms": 9.0, "latency_p95_ms": 10.0, "memory_bytes": 2_000_000}
 
 
-def space(budget: Budget, archs: int = 3, sides: tuple[int, ...] = SIDES) -> Space:
+def catalogue(archs: int = 3, sides: tuple[int, ...] = SIDES, stems: tuple[str, ...] = ("stock",)) -> dict[str, Json]:
+    """net0, net1 ...: net i has (i + 1) MACs a pixel; net1 alone has trained weights."""
     entries = {
         f"net{i}": {
             "family": "cnn",
-            "stems": ["stock"],
+            "stems": list(stems),
             "macs_per_class": 0,
             "params_per_class": 0,
-            "cells": {f"{side}x{side}|stock": {"macs": (i + 1) * side**2, "params": 1000 * (i + 1)} for side in sides},
+            "cells": {
+                f"{side}x{side}|{stem}": {"macs": (i + 1) * side**2, "params": 1000 * (i + 1)}
+                for side in sides
+                for stem in stems
+            },
         }
         for i in range(archs)
     }
-    data = {"names": list(entries), "archs": entries, "image_sizes": [str(side) for side in sides]}
-    curve = [
-        {"fit": "squash", "codec": "jpeg", "quality": 90, "size": str(side), "mean_bytes": 10.0 * side}
-        for side in sides
-    ]
-    found = Catalogue.from_json({**data, "weights": {"package": ["net1"]}})
-    return Space(found, {"classes": ["a", "b"], "curve": curve}, JobSpec("d", budget))
+    weights = {"package": ["net1"], "hub": []}
+    return {"names": list(entries), "archs": entries, "image_sizes": [str(side) for side in sides], "weights": weights}
+
+
+def summary(sides: tuple[int, ...] = SIDES) -> dict[str, Json]:
+    row = {"fit": "squash", "codec": "jpeg", "quality": 90}
+    return {"classes": ["a", "b"], "curve": [{**row, "size": str(side), "mean_bytes": 10.0 * side} for side in sides]}
+
+
+def space(budget: Budget, **spec: Json) -> Space:
+    return Space(Catalogue.from_json(catalogue()), summary(), JobSpec("d", budget, **spec))
+
+
+def candidate(name: str, image: int, network: int) -> Candidate:
+    return Candidate(name, Size(image, image), Size(network, network))
+
+
+def test_a_budget_worked_out_longhand() -> None:
+    # MACs       32>32  32>64  32>96  64>64  64>96  96>96
+    #   net0      1024   4096   9216   4096   9216   9216
+    #   net1      2048   8192  18432   8192  18432  18432
+    #   net2      3072  12288  27648  12288  27648  27648
+    found = estimate(space(Budget(max_macs=9000, max_image_size=Size(64, 64))), {})
+    assert (found.candidates, found.fits) == (18, 7)
+    assert (found.measured, found.unmeasured, found.is_upper_bound) == (0, 7, False)
+    assert found.ruled_out == {"max_macs": 11, "max_image_size": 3}
+    assert found.ruled_out_alone == {"max_macs": 8, "max_image_size": 0}
+    assert found.binds == "max_macs"
+    assert found.reason is None
+    assert set(found.cheapest) == {"macs", "image_bytes"}
+    assert found.cheapest["macs"].candidate == candidate("net0", 32, 32)
+    assert found.cheapest["macs"].cost == Cost(1024, 1000, 3600, pytest.approx(320.0), Size(32, 32))
+    assert found.likely_best is not None
+    assert found.likely_best.candidate == candidate("net1", 64, 64)
+    opened = {(each.limit, each.by): (each.value, each.opens) for each in found.relax}
+    assert opened == {
+        ("max_macs", 0.10): (9900, 2),  # net0 32>96 and 64>96
+        ("max_macs", 0.25): (11250, 2),
+        ("max_macs", 0.50): (13500, 4),  # net2 32>64 and 64>64 too
+        ("max_image_size", 0.10): (Size(70, 70), 0),
+        ("max_image_size", 0.25): (Size(80, 80), 0),
+        ("max_image_size", 0.50): (Size(96, 96), 0),  # 96>96 has more MACs than are allowed
+    }
+    best = {each.by: each.likely_best for each in found.relax if each.limit == "max_macs"}[0.50]
+    assert best is not None
+    assert best.candidate == candidate("net0", 64, 96)
 
 
 def test_without_limits_all_fit_and_nothing_binds() -> None:
-    found = estimate(space(Budget()), {})
-    assert found.fits == found.candidates > 0
+    found = estimate(space(Budget(min_accuracy=0.9)), {})
+    assert found.fits == found.candidates == 18
     assert found.binds is None
     assert found.relax == ()
-    assert found.reason is None
+    assert found.ruled_out == {}
 
 
-def test_counts_are_those_of_the_list() -> None:
-    budget = Budget(max_macs=9000, max_params=2000, max_image_size=Size(64, 64))
-    given_space = space(budget)
-    found = estimate(given_space, {})
-    costs = [given_space.cost(candidate) for candidate in given_space.candidates]
-    beyond = [budget.excess(cost) for cost in costs]
-    assert found.fits == sum(not each for each in beyond)
-    for name in ("max_macs", "max_params", "max_image_size"):
-        assert found.ruled_out[name] == sum(name in each for each in beyond)
-        assert found.ruled_out_alone[name] == sum(set(each) == {name} for each in beyond)
-    assert found.binds == max(found.ruled_out_alone, key=lambda name: found.ruled_out_alone[name])
-    assert found.cheapest["macs"].candidate == Candidate("net0", Size(32, 32), Size(32, 32))
-    assert found.cheapest["macs"].cost.macs == 1024
-    assert found.likely_best is not None
-    assert found.likely_best.candidate.arch == "net1", "trained weights are there for it alone"
+def test_no_limit_binds_where_each_candidate_lies_beyond_two() -> None:
+    found = estimate(space(Budget(max_macs=1000, max_params=900)), {})
+    assert (found.fits, found.binds) == (0, None)
+    assert found.ruled_out == {"max_macs": 18, "max_params": 18}
 
 
-def test_relaxing_opens_what_lies_within_the_share() -> None:
-    found = estimate(space(Budget(max_macs=3800)), {})
-    opened = {each.by: (each.value, each.opens) for each in found.relax}
-    # 32 px: 1024, 2048, 3072 MACs; 64 px: 4096, 8192, ...
-    assert opened[0.10][0] == 4180
-    assert opened[0.10][1] == opened[0.25][1] == opened[0.50][1] > 0
-    best = next(each.likely_best for each in found.relax if each.by == 0.10)
-    assert best is not None
-    assert best.cost.macs == 4096
+def test_a_relaxed_size_ends_at_the_largest_picture() -> None:
+    found = estimate(space(Budget(max_image_size=Size(80, 90))), {})
+    assert [each.value for each in found.relax] == [Size(88, 96), Size(96, 96), Size(96, 96)]
+    assert [each.opens for each in found.relax] == [0, 3, 3]
 
 
 def test_a_budget_that_nothing_meets_is_answered_with_what_to_relax() -> None:
     found = estimate(space(Budget(max_macs=1000)), {})
-    assert found.fits == 0
-    assert found.likely_best is None
+    assert (found.fits, found.likely_best, found.why, found.cheapest) == (0, None, None, {})
     assert found.reason is not None
     assert "max_macs >= 1,024" in found.reason
     assert [each.opens for each in found.relax] == [1, 1, 1]
@@ -83,38 +114,107 @@ def test_a_budget_that_nothing_meets_is_answered_with_what_to_relax() -> None:
 
 
 def test_what_was_measured_counts_and_what_was_not_is_told() -> None:
-    given_space = space(Budget(max_latency_ms=5.0))
-    slow, quick = given_space.candidates[0], given_space.candidates[1]
-    found = estimate(given_space, {slow: Cost(latency_ms=9.0), quick: Cost(latency_ms=1.0)})
-    assert found.fits == found.candidates - 1
-    assert found.unmeasured == found.candidates - 2
-    assert found.ruled_out == {"max_latency_ms": 1}
+    slow, quick, large = candidate("net0", 32, 32), candidate("net1", 32, 32), candidate("net2", 32, 32)
+    figures = {
+        slow: Cost(latency_ms=9.0, model_bytes=5000),
+        quick: Cost(latency_ms=1.0, model_bytes=8000),
+        large: Cost(latency_ms=1.0, model_bytes=90_000),
+    }
+    found = estimate(space(Budget(max_latency_ms=5.0, max_model_bytes=20_000), objectives=("latency_ms",)), figures)
+    assert found.ruled_out == {"max_model_bytes": 1, "max_latency_ms": 1}
+    assert (found.fits, found.measured, found.unmeasured, found.is_upper_bound) == (16, 1, 15, True)
+    assert found.cheapest["latency_ms"].candidate == quick, "nobody knows of the others"
+    assert found.cheapest["latency_ms"].cost.model_bytes == 8000, "measured, not the lower bound"
+    assert found.likely_best is not None
+    assert (found.cheapest["latency_ms"].measured, found.likely_best.measured) == (True, False)
+    assert estimate(space(Budget(max_latency_ms=9.5)), figures).ruled_out == {"max_latency_ms": 0}
 
 
-@given(st.integers(500, 40_000), st.integers(800, 4000), st.sampled_from([None, 32, 64, 96]))
-def test_relaxing_never_closes_a_candidate(macs: int, params: int, side: int | None) -> None:
-    budget = Budget(max_macs=macs, max_params=params, max_image_size=None if side is None else Size(side, side))
-    given_space = space(budget)
-    found = estimate(given_space, {})
-    assert found.fits == len(given_space.feasible) or budget.needs_device
-    for each in found.relax:
-        relaxed = dataclasses.replace(budget, **{each.limit: each.value})
-        fits = sum(not relaxed.excess(given_space.cost(candidate)) for candidate in given_space.candidates)
-        assert fits == found.fits + each.opens
+def test_promise_is_trained_weights_then_the_picture_then_its_grid_then_macs() -> None:
+    whole = space(Budget())
+    ranked = sorted(whole.candidates, key=lambda each: promise(whole, each), reverse=True)
+    trained = [(each.image_size.height, each.network_size.height) for each in ranked if each.arch == "net1"]
+    assert [each.arch for each in ranked[:6]] == ["net1"] * 6
+    assert trained == [(96, 96), (64, 96), (64, 64), (32, 96), (32, 64), (32, 32)]
+    assert ranked[6:8] == [candidate("net2", 96, 96), candidate("net0", 96, 96)]
 
 
-def test_promise_puts_trained_weights_first_then_the_picture() -> None:
-    given_space = space(Budget())
-    ranked = sorted(given_space.candidates, key=lambda candidate: promise(given_space, candidate))
-    assert ranked[-1].arch == "net1"
-    assert ranked[-1].image_size == Size(96, 96)
+def measured_ledger(planner: Planner, each: Candidate) -> MemoryLedger:
+    """A ledger in which this candidate was measured."""
+    ledger = MemoryLedger()
+    plan = planner.costing(each).last
+    ledger.ensure_stage(plan)
+    attempt = ledger.open_attempt(plan.key, lease_s=60, threads=1)
+    assert attempt is not None
+    assert ledger.commit(attempt.id, attempt.token, StageResult({}, FIGURES), seconds=1.0)
+    return ledger
 
 
-@pytest.mark.parametrize("limit", [Budget(max_macs=200_000, max_params=30_000), Budget(max_latency_ms=3.0)])
-def test_three_thousand_candidates_take_less_than_two_seconds(limit: Budget) -> None:
-    sides = tuple(range(32, 160, 8))
-    given_space = space(limit, archs=90, sides=sides)
-    assert len(given_space.candidates) > 3000
+def test_figures_are_those_of_the_same_device_and_threads() -> None:
+    spec, each = JobSpec("d"), candidate("net0", 32, 32)
+    planner = Planner(spec, "k", 2, catalogue())
+    ledger = measured_ledger(planner, each)
+    ledger.ensure_stage(planner.costing(candidate("net1", 32, 32)).last)  # not done
+    found = device_figures(ledger, planner, space(Budget()).candidates)
+    assert found == {each: Cost(model_bytes=5000, latency_ms=9.0, latency_p95_ms=10.0, memory_bytes=2_000_000)}
+    other = Planner(JobSpec("d", latency_threads=2), "k", 2, catalogue())
+    assert device_figures(ledger, other, space(Budget()).candidates) == {}
+
+
+@pytest.mark.parametrize(("state", "advice"), [("pending", "wait until it is ready"), ("failed", "the reason: torn")])
+def test_a_data_set_that_is_not_ready_has_no_costs(state: str, advice: str) -> None:
+    dataset = DatasetRecord("ds", "d", "k", state, "torn" if state == "failed" else None)
+    with pytest.raises(ConflictError, match=advice):
+        estimate_job(MemoryLedger(), catalogue(), dataset, JobSpec("ds"))
+
+
+@pytest.mark.parametrize("budget", [Budget(max_macs=200_000, max_params=30_000), Budget(max_latency_ms=3.0)])
+def test_three_thousand_candidates_take_less_than_two_seconds(budget: Budget) -> None:
+    sides = tuple(range(32, 257, 16))
+    known = catalogue(45, sides, ("stock", "stride1"))
+    dataset = DatasetRecord("ds", "d", "k", "ready", summary=summary(sides))
     began = time.process_time()
-    estimate(given_space, {})
+    found = estimate_job(MemoryLedger(), known, dataset, JobSpec("ds", budget))
     assert time.process_time() - began < 2.0
+    assert found.candidates > 3000
+
+
+def printed(budget: Budget, figures: dict[Candidate, Cost] | None = None) -> str:
+    whole = space(budget)
+    console = Console(file=io.StringIO(), width=100)
+    show(estimate(whole, figures or {}), whole.spec, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_table_says_what_fits_what_binds_and_what_relaxing_opens() -> None:
+    text = printed(Budget(max_macs=9000, max_image_size=Size(64, 64), max_latency_ms=2.5))
+    assert "at most 7 of 18 candidates fit (0 measured on local, 7 not yet)" in text
+    assert "max_macs binds: it alone rules out 8" in text
+    assert "likely best: it starts from pretrained weights" in text
+    assert "1 MAC = 2 FLOPs" in text
+    row = next(line for line in text.splitlines() if line.split()[:2] == ["max_macs", "9,000"])
+    assert row.split() == ["max_macs", "9,000", "11", "8", "+2", "+2", "+4", "net0", "64>96", "stock"]
+
+
+def test_the_table_shows_measured_figures() -> None:
+    figures = {candidate("net0", 32, 32): Cost(model_bytes=5000, latency_ms=1.25, memory_bytes=2_000_000)}
+    text = printed(Budget(max_latency_ms=5), figures)
+    row = next(line for line in text.splitlines() if line.split()[:1] == ["macs"])
+    assert row.split() == ["macs", "net0", "32>32", "stock", "0.0", "0.00", "320", "5", "1.25", "2"]
+    best = next(line for line in text.splitlines() if line.split()[:2] == ["likely", "best"])
+    assert best.split()[-3:] == [">=7", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (Budget(max_macs=1000), "max_macs binds: it alone rules out 18"),
+        (Budget(max_macs=1000, max_params=900), "no limit binds alone"),
+    ],
+)
+def test_the_table_says_why_nothing_fits(budget: Budget, said: str) -> None:
+    text = printed(budget)
+    assert "0 of 18 candidates fit" in text
+    assert said in text
+    assert "no candidate meets the budget" in text
+    assert "likely best:" not in text

@@ -58,7 +58,7 @@ class Desk:
         pictures = int(dataset.summary["splits"]["train"])
         prices = Prices(self.planner, Effort(known, pictures, self.space.classes))
         self.chooser = Chooser(self.space, job.spec, self.planner.levels, prices)
-        self.mentors = prices.mentors(self.space.feasible)
+        self.mentors = {key for candidate in self.space.feasible for key, _ in prices.mentors(candidate)}
         self._plans: dict[tuple[Candidate, int], tuple[StagePlan, ...]] = {}
 
     def stages(self, candidate: Candidate, level: int) -> tuple[StagePlan, ...]:
@@ -87,6 +87,7 @@ class JobStep:
     ) -> None:
         self._ledger, self._job, self._spec, self._wanted, self._slots = ledger, job, job.spec, wanted, slots
         self._desks, self._now = desks, now
+        self._stored: dict[str, StageRecord] = {}
 
     def advance(self) -> None:
         """Moves the job on as far as it goes now."""
@@ -106,9 +107,10 @@ class JobStep:
         if self._job.state == "queued":
             self._ledger.move_job(self._job.id, expect=("queued",), to="running")
             self._job = self._ledger.job(self._job.id)
-        for trial in self._ledger.trials(self._job.id):
-            if trial.at_work:
-                self._advance_trial(trial)
+        trials = [trial for trial in self._ledger.trials(self._job.id) if trial.at_work]
+        self._stored = self._ledger.stages(plan.key for trial in trials for plan in self._plans(trial))
+        for trial in trials:
+            self._advance_trial(trial)
         if self._fill():
             return
         verdict = Ending(self._ledger, self._job, self._desk.planner, self._want).advance()
@@ -136,15 +138,13 @@ class JobStep:
             move = self._next(trials)
             if move is None:
                 break
-            number = len(trials) if move.trial is None else move.trial.number
             if move.trial is None:
-                self._ledger.add_trial(self._job.id, number, move.candidate, self._desk.space.cost(move.candidate))
+                number, cost = len(trials), self._desk.space.cost(move.candidate)
+                self._ledger.add_trial(self._job.id, number, move.candidate, cost)
+                self._advance_trial(TrialRecord(self._job.id, number, move.candidate, "costing", cost))
             else:
                 self._train(move.trial, move.trial.cost)
             trials = self._ledger.trials(self._job.id)
-            if move.trial is None:
-                self._advance_trial(trials[-1])
-                trials = self._ledger.trials(self._job.id)
         if any(trial.at_work for trial in trials):
             return True
         self._stop(trials, "others of its rung promised more")
@@ -217,25 +217,28 @@ class JobStep:
     # ------------------------------------------------------------------------------------ trials
 
     def _advance_trial(self, trial: TrialRecord) -> None:
+        stages = self._want(self._plans(trial))
         if trial.state == "costing":
             if not self._spec.budget.needs_device:
                 self._train(trial, trial.cost)
-                return
-            stages = self._want(self._desk.planner.costing(trial.candidate).stages)
-            if failed_stage(stages) is not None:
+            elif failed_stage(stages) is not None:
                 self._fail_trial(trial, stages)
             elif stages[-1].result is not None:
                 self._judge(trial, trial.cost.merged(measured_cost(stages[-1].result.metrics)))
-            return
-        level = self._level(trial)
-        stages = self._want(self._desk.stages(trial.candidate, level))
-        if failed_stage(stages) is not None:
+        elif failed_stage(stages) is not None:
             self._fail_trial(trial, stages)
         elif stages[-1].result is not None:
+            level = self._level(trial)
             if level == self._desk.planner.levels[-1]:
                 self._deploy(trial, stages)
             else:
                 self._pause(trial, stages[-1].result.metrics["val"], level)
+
+    def _plans(self, trial: TrialRecord) -> tuple[StagePlan, ...]:
+        """The stages of its present phase."""
+        if trial.state == "training":
+            return self._desk.stages(trial.candidate, self._level(trial))
+        return self._desk.planner.costing(trial.candidate).stages if self._spec.budget.needs_device else ()
 
     def _level(self, trial: TrialRecord) -> int:
         """The epochs that it is on the way to."""
@@ -283,7 +286,7 @@ class JobStep:
     def _want(self, plans: Iterable[StagePlan]) -> list[StageRecord]:
         """Makes sure the stages exist and are worked on; returns them as stored."""
         ordered = list(plans)
-        stored = [self._ledger.ensure_stage(plan) for plan in ordered]
+        stored = [self._stored.get(plan.key) or self._ledger.ensure_stage(plan) for plan in ordered]
         if failed_stage(stored) is None:
             self._wanted.add(plan for plan, stage in zip(ordered, stored, strict=True) if stage.state != "done")
         return stored

@@ -20,9 +20,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stillhouse.search.domain import Candidate
-from stillhouse.search.effort import Prices
+from stillhouse.search.effort import Mentors, Prices, unpaid
 from stillhouse.search.gain import Boxes, Floats, Linear, quadratic
 from stillhouse.search.job import JobSpec, TrialRecord
 from stillhouse.search.sampler import Sampler
@@ -93,20 +94,19 @@ class Chooser:
                 return Move(promotable[0], promotable[0].candidate)
             candidate = self._sampler.propose(trials, len(trials), self._spec.objectives, left_out) if new else None
             return None if candidate is None else Move(None, candidate)
-        seen = {trial.candidate for trial in trials}
-        untried = [c for c in self._space.feasible if c not in seen and c not in left_out] if new else []
-        if not untried and not promotable:
-            return None
-        return max(self.moves(trials, promotable, untried, paid), key=lambda pair: pair[1])[0]
+        untried = np.full(len(self._space.feasible), new)
+        untried[[self._index[trial.candidate] for trial in trials if trial.candidate in self._index]] = False
+        untried[[self._index[candidate] for candidate in left_out]] = False
+        return self._best(trials, promotable, np.flatnonzero(untried), paid)
 
-    def moves(
+    def _best(
         self,
         trials: Sequence[TrialRecord],
         promotable: Sequence[TrialRecord],
-        untried: Sequence[Candidate],
+        untried: NDArray[np.intp],
         paid: Collection[str],
-    ) -> list[tuple[Move, float]]:
-        """All moves with the hypervolume that each is expected to add per second."""
+    ) -> Move | None:
+        """The move that is expected to add most hypervolume a second."""
         model = self._model(trials)
         done = [trial for trial in trials if trial.state == "done" and trial.accuracy is not None]
         expected = [trial for trial in trials if trial.at_work or trial.state == "paused"]
@@ -118,20 +118,36 @@ class Chooser:
         )
         hoped = self._boxes([*done, *expected], [*(t.accuracy or 0.0 for t in done), *means])
         now = max(sure.hypervolume, 1e-9)
-        found: list[tuple[Move, float]] = []
+        found: list[tuple[float, Move]] = []
         if promotable:
             mean, sd = self._foretold(model, promotable)
             gains = busy.gains(mean, sd, self._costs([trial.candidate for trial in promotable]))
-            for trial, gain in zip(promotable, gains, strict=True):
-                rate = gain / self._prices.remaining(trial.candidate, trial.epochs or 0, paid)
-                found.append((Move(trial, trial.candidate, gain / now), rate))
-        if untried:
-            mean, sd = model.predict(self._rows(untried))
-            gains = hoped.gains(mean, np.hypot(sd, OWN_SD), self._costs(untried))
-            for candidate, gain in zip(untried, gains, strict=True):
-                rate = gain / self._prices.remaining(candidate, 0, paid)
-                found.append((Move(None, candidate, gain / now), rate))
+            left = [self._prices.remaining(trial.candidate, trial.epochs or 0, paid) for trial in promotable]
+            rates = gains / np.array(left)
+            best = int(np.argmax(rates))
+            found.append((rates[best], Move(promotable[best], promotable[best].candidate, gains[best] / now)))
+        if len(untried):
+            mean, sd = model.predict(self._table[untried])
+            gains = hoped.gains(mean, np.hypot(sd, OWN_SD), self._scaled[untried])
+            rates = gains / self._seconds(paid)[untried]
+            best = int(np.argmax(rates))
+            found.append((rates[best], Move(None, self._space.feasible[untried[best]], gains[best] / now)))
+        return max(found, key=lambda pair: pair[0])[1] if found else None
+
+    def _seconds(self, paid: Collection[str]) -> Floats:
+        """(n,) that each feasible candidate needs from its beginning."""
+        students, groups, group_of = self._needs
+        before = np.array([unpaid(mentors, paid) for mentors in groups])
+        found: Floats = students + before[group_of]
         return found
+
+    @functools.cached_property
+    def _needs(self) -> tuple[Floats, list[Mentors], NDArray[np.intp]]:
+        """Seconds of each feasible candidate's own, the sets of mentors, and which set each has."""
+        groups: dict[Mentors, int] = {}
+        of = [groups.setdefault(self._prices.mentors(each), len(groups)) for each in self._space.feasible]
+        students = [self._prices.student(each, 0) for each in self._space.feasible]
+        return np.array(students), list(groups), np.array(of, dtype=np.intp)
 
     # ------------------------------------------------------------------------------------ accuracy
 

@@ -103,10 +103,10 @@ class Controller:
                 self._ledger.lose(attempt.id, max_attempts=None)
 
     def _submit(self, wanted: Wanted) -> None:
-        """Starts ready stages up to capacity; one that measures latency runs alone."""
+        """Starts ready stages up to capacity; one that measures latency runs alone on its machine."""
         stored = self._ledger.stages(_with_inputs(wanted.plans.values()))
         running = [s for s in stored.values() if s.state == "running"]
-        if any(_alone(s.plan) for s in running):
+        if any(self._alone(s.plan) for s in running):
             return
         for key, plan in wanted.plans.items():
             if self._engine.capacity() < 1:
@@ -114,7 +114,7 @@ class Controller:
             ready = all(stored[i].state == "done" for i in plan.inputs.values() if i in stored)
             if stored[key].state != "pending" or not ready:
                 continue
-            if _alone(plan) and running:
+            if self._alone(plan) and running:
                 return
             attempt = self._ledger.open_attempt(key, lease_s=self._lease_s, threads=self._engine.threads())
             if attempt is None:
@@ -122,8 +122,12 @@ class Controller:
             self._started.add(attempt.id)
             self._engine.submit(attempt)
             running.append(stored[key])
-            if _alone(plan):
+            if self._alone(plan):
                 return
+
+    def _alone(self, plan: StagePlan) -> bool:
+        latency = plan.kind is StageKind.MEASURE and bool(plan.spec.get("latency"))
+        return latency and self._engine.one_machine
 
     def _advance_dataset(self, dataset: DatasetRecord, wanted: Wanted) -> None:
         stage = self._ledger.stages([dataset.stage_key])[dataset.stage_key]
@@ -138,9 +142,5 @@ class Controller:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _alone(plan: StagePlan) -> bool:
-    return plan.kind is StageKind.MEASURE and bool(plan.spec.get("latency"))
-
-
-def _with_inputs(plans: Iterable[StagePlan]) -> list[str]:
-    return [key for plan in plans for key in (plan.key, *plan.inputs.values())]
+def _with_inputs(plans: Iterable[StagePlan]) -> set[str]:
+    return {key for plan in plans for key in (plan.key, *plan.inputs.values())}

@@ -34,9 +34,6 @@ def content_key(value: Json) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-# ----------------------------------------------------------------------------------------- budget
-
-
 @dataclass(frozen=True)
 class Budget:
     """Hard limits that a deployment must meet; a limit that is None does not bind.
@@ -118,13 +115,14 @@ class Budget:
         A cost that is not known yet (None) does not count.
         """
         found: dict[str, float] = {}
-        for item in fields(cost):
-            limit, value = getattr(self, f"max_{item.name}", None), getattr(cost, item.name)
-            if limit is None or value is None:
+        for limit_name, name in _COST_OF_LIMIT:
+            limit = getattr(self, limit_name)
+            value = None if limit is None else getattr(cost, name)
+            if value is None:
                 continue
             ratio = value.ratio(limit) if isinstance(value, Size) else value / limit
             if ratio > 1:
-                found[f"max_{item.name}"] = ratio
+                found[limit_name] = ratio
         return found
 
     @property
@@ -133,6 +131,7 @@ class Budget:
         return any(x is not None for x in (self.max_latency_ms, self.max_memory_bytes, self.max_model_bytes))
 
 
+_COST_OF_LIMIT = tuple((f.name, f.name.removeprefix("max_")) for f in fields(Budget) if f.name.startswith("max_"))
 _ALSO_READ = frozenset({"max_flops", "max_kbit_per_s", "frames_per_s"})
 _WHOLE = frozenset({"max_macs", "max_params", "max_model_bytes", "max_image_bytes", "max_memory_bytes"})
 

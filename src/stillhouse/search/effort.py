@@ -90,6 +90,15 @@ class Pace:
         return self._ratios.get(plan.kind, self._overall) * self._effort.seconds(plan)
 
 
+Mentors = tuple[tuple[str, float], ...]
+"""Key and seconds of the stages that come before a student."""
+
+
+def unpaid(mentors: Mentors, paid: Collection[str]) -> float:
+    """Seconds of those whose keys are not among those paid for."""
+    return sum(seconds for key, seconds in mentors if key not in paid)
+
+
 class Prices:
     """Seconds, by the rule, that candidates still need.
 
@@ -100,7 +109,7 @@ class Prices:
 
     def __init__(self, planner: Planner, effort: Effort) -> None:
         self._planner, self._effort = planner, effort
-        self._known: dict[Candidate, tuple[list[tuple[str, float]], float]] = {}
+        self._known: dict[Candidate, tuple[Mentors, float]] = {}
 
     def remaining(self, candidate: Candidate, epochs: int, paid: Collection[str]) -> float:
         """From now to a measured file.
@@ -110,22 +119,24 @@ class Prices:
             epochs: Of its student that are done.
             paid: Keys of stages that are done or at work.
         """
-        mentors, epoch = self._priced(candidate)
-        left = (self._planner.spec.epochs.student - epochs) * epoch + EXPORT_S + MEASURE_S
-        return left + sum(seconds for key, seconds in mentors if key not in paid)
+        return self.student(candidate, epochs) + unpaid(self.mentors(candidate), paid)
 
-    def mentors(self, candidates: Iterable[Candidate]) -> set[str]:
-        """Keys of all that comes before the students of these candidates."""
-        return {key for candidate in candidates for key, _ in self._priced(candidate)[0]}
+    def student(self, candidate: Candidate, epochs: int) -> float:
+        """From its student's start, or what is left after so many epochs, to a measured file."""
+        return (self._planner.spec.epochs.student - epochs) * self._priced(candidate)[1] + EXPORT_S + MEASURE_S
 
-    def _priced(self, candidate: Candidate) -> tuple[list[tuple[str, float]], float]:
-        """(key, seconds) of each mentor's stages, and seconds of an epoch."""
+    def mentors(self, candidate: Candidate) -> Mentors:
+        """Key and seconds of each stage that comes before its student."""
+        return self._priced(candidate)[0]
+
+    def _priced(self, candidate: Candidate) -> tuple[Mentors, float]:
+        """Its mentors' stages, and seconds of an epoch."""
         if candidate not in self._known:
             spec = self._planner.spec
             *mentors, student = self._planner.student(candidate, spec.method)
             whole = replace(student, hints={})
             self._known[candidate] = (
-                [(plan.key, self._effort.seconds(plan)) for plan in mentors],
+                tuple((plan.key, self._effort.seconds(plan)) for plan in mentors),
                 self._effort.seconds(whole) / spec.epochs.student,
             )
         return self._known[candidate]

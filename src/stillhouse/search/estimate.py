@@ -1,37 +1,48 @@
 """What a budget leaves, before anything is trained: how many candidates fit, which limit binds, what relaxing opens.
 
-Costs known by counting (MACs, parameters, bytes per picture) are exact. Latency, memory and the model file's bytes are
-known where an earlier search measured the untrained network on the device; of the others only a lower bound of the
-file's bytes is known, so a count that includes them is an upper bound, and ``unmeasured`` says how many they are.
+MACs (1 MAC = 2 FLOPs), parameters and bytes per picture are exact. Latency, peak memory and the model file's bytes are
+exact where an earlier search measured the untrained network on the job's device. Of the other candidates only a lower
+bound of the file's bytes is known, so a count that includes them is an upper bound, and says so.
+
+A candidate fits by the search's own rule, ``Budget.excess``. The set of candidates stays the same while a limit is
+relaxed, so relaxing never closes one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Candidate, Cost, Json, Size
+from stillhouse.search.errors import ConflictError
+from stillhouse.search.job import DatasetRecord, JobSpec
+from stillhouse.search.plan import Planner, measured_cost
+from stillhouse.search.ports import Ledger
 from stillhouse.search.space import Space, explain_infeasible
 
 RELAXED = (0.10, 0.25, 0.50)
 """Shares by which each limit is relaxed."""
-DEVICE = ("model_bytes", "latency_ms", "memory_bytes")
 
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate with what is known of its costs."""
+    """A candidate with what is known of its costs.
+
+    Attributes:
+        candidate: The candidate.
+        cost: Its costs; ``model_bytes`` is a lower bound unless it was measured.
+        measured: Whether latency, memory and the file's bytes were measured on the job's device.
+    """
 
     candidate: Candidate
     cost: Cost
+    measured: bool
 
     def to_json(self) -> dict[str, Json]:
         """JSON form."""
-        return {"candidate": self.candidate.to_json(), "cost": self.cost.to_json()}
+        return {"candidate": self.candidate.to_json(), "cost": self.cost.to_json(), "measured": self.measured}
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Relaxation:
     Attributes:
         limit: Its name, such as ``max_macs``.
         by: Share: 0.1 is 10 %.
-        value: The relaxed limit.
+        value: The relaxed limit, in the limit's own unit.
         opens: Candidates that fit beyond those that fit now.
         likely_best: The most promising of them; None when it opens nothing.
     """
@@ -52,6 +63,16 @@ class Relaxation:
     opens: int
     likely_best: Option | None
 
+    def to_json(self) -> dict[str, Json]:
+        """JSON form."""
+        return {
+            "limit": self.limit,
+            "by": self.by,
+            "value": str(self.value) if isinstance(self.value, Size) else self.value,
+            "opens": self.opens,
+            "likely_best": None if self.likely_best is None else self.likely_best.to_json(),
+        }
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -60,43 +81,71 @@ class Estimate:
     Attributes:
         candidates: All that the job names.
         fits: Those that meet every limit, as far as is known.
-        unmeasured: Of those, how many have a limit on a cost that no one has measured yet.
-        ruled_out: Limit -> candidates beyond it.
+        measured: Of those, how many were measured on the job's device.
+        unmeasured: Of those, how many were not.
+        is_upper_bound: Whether ``fits`` may be too high: a limit is set on what those have not been measured for.
+        ruled_out: Limit -> candidates beyond it, in the budget's order.
         ruled_out_alone: Limit -> candidates that meet every other limit.
-        binds: The limit that alone rules out most; None when none does.
-        cheapest: Objective -> the candidate that fits at least cost.
-        likely_best: The most promising one that fits.
-        relax: Each limit relaxed by each share.
-        reason: Why nothing fits; None when something does.
+        binds: The limit that alone rules out most; None when none alone rules out any.
+        cheapest: ``macs`` and the job's objectives -> the candidate that fits at least cost, where it is known.
+        likely_best: The most promising one that fits (``promise``); None when nothing fits.
+        why: Why that one, in words; None when nothing fits.
+        relax: Each limit relaxed by each share. ``min_accuracy`` is no cost, and is not relaxed.
+        reason: Why nothing fits and what the nearest would need; None when something fits.
     """
 
     candidates: int
     fits: int
+    measured: int
     unmeasured: int
+    is_upper_bound: bool
     ruled_out: Mapping[str, int]
     ruled_out_alone: Mapping[str, int]
     binds: str | None
     cheapest: Mapping[str, Option]
     likely_best: Option | None
+    why: str | None
     relax: tuple[Relaxation, ...]
     reason: str | None
 
     def to_json(self) -> dict[str, Json]:
         """JSON form."""
-        found = dataclasses.asdict(self)
-        found["cheapest"] = {name: option.to_json() for name, option in self.cheapest.items()}
-        found["likely_best"] = None if self.likely_best is None else self.likely_best.to_json()
-        found["relax"] = [
-            {
-                "limit": each.limit,
-                "by": each.by,
-                "value": str(each.value) if isinstance(each.value, Size) else each.value,
-                "opens": each.opens,
-                "likely_best": None if each.likely_best is None else each.likely_best.to_json(),
-            }
-            for each in self.relax
-        ]
-        return found
+        plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return plain | {
+            "ruled_out": dict(self.ruled_out),
+            "ruled_out_alone": dict(self.ruled_out_alone),
+            "cheapest": {name: option.to_json() for name, option in self.cheapest.items()},
+            "likely_best": None if self.likely_best is None else self.likely_best.to_json(),
+            "relax": [each.to_json() for each in self.relax],
+        }
+
+
+def estimate_job(ledger: Ledger, catalogue: Mapping[str, Json], dataset: DatasetRecord, spec: JobSpec) -> Estimate:
+    """The estimate of a job, with what earlier searches measured. Stores nothing.
+
+    Args:
+        ledger: Holds the measurements.
+        catalogue: What the workers published.
+        dataset: The job's data set.
+        spec: The job, its names checked.
+
+    Raises:
+        ConflictError: The data set has not been read, or could not be.
+        UserError: The job does not fit the data set.
+    """
+    if dataset.state != "ready":
+        advice = "wait until it is ready" if dataset.state == "pending" else f"the reason: {dataset.reason}"
+        raise ConflictError(f"costs are known once a data set is ready, but {dataset.id} is {dataset.state}; {advice}")
+    space = Space(Catalogue.from_json(catalogue), dataset.summary, spec)
+    planner = Planner(spec, dataset.stage_key, space.classes, catalogue)
+    return estimate(space, device_figures(ledger, planner, space.candidates))
+
+
+def device_figures(ledger: Ledger, planner: Planner, candidates: Iterable[Candidate]) -> dict[Candidate, Cost]:
+    """What has been measured of untrained networks on the job's device, read in one question to the ledger."""
+    keys = {planner.costing(candidate).last.key: candidate for candidate in candidates}
+    stages = ledger.stages(keys)
+    return {keys[key]: measured_cost(stage.result.metrics) for key, stage in stages.items() if stage.result is not None}
 
 
 def estimate(space: Space, measured: Mapping[Candidate, Cost]) -> Estimate:
@@ -104,91 +153,106 @@ def estimate(space: Space, measured: Mapping[Candidate, Cost]) -> Estimate:
 
     Args:
         space: All candidates of the job with their counted costs.
-        measured: Costs of the candidates that were measured on the job's device.
+        measured: What was measured on the job's device, by candidate.
     """
-    return _Counter(space, measured).answer()
-
-
-class _Counter:
-    """n candidates against k limits."""
-
-    def __init__(self, space: Space, measured: Mapping[Candidate, Cost]) -> None:
-        self._space, self._budget = space, space.spec.budget
-        self._candidates = space.candidates
-        self._costs = [space.cost(c).merged(measured[c]) if c in measured else space.bound(c) for c in self._candidates]
-        self._measured = np.array([candidate in measured for candidate in self._candidates], dtype=np.bool_)
-        costs = {f"max_{field.name}" for field in dataclasses.fields(Cost)}
-        self._limits = [name for name in self._budget.to_json() if name in costs]
-
-    def answer(self) -> Estimate:
-        beyond = {name: self._beyond(name, getattr(self._budget, name)) for name in self._limits}
-        every = np.sum(list(beyond.values()), axis=0) if beyond else np.zeros(len(self._candidates), dtype=np.int64)
-        alone = {name: int(np.sum(out & (every == 1))) for name, out in beyond.items()}
-        fits = every == 0
-        binds = max(alone, key=lambda name: alone[name], default=None)
-        needs_device = any(name.removeprefix("max_") in DEVICE for name in self._limits)
-        nothing = not fits.any()
-        return Estimate(
-            candidates=len(self._candidates),
-            fits=int(fits.sum()),
-            unmeasured=int(np.sum(fits & ~self._measured)) if needs_device else 0,
-            ruled_out={name: int(out.sum()) for name, out in beyond.items()},
-            ruled_out_alone=alone,
-            binds=binds if binds is not None and alone[binds] else None,
-            cheapest=self._cheapest(fits),
-            likely_best=self._likely_best(fits),
-            relax=tuple(self._relaxed(name, by, beyond, every) for name in self._limits for by in RELAXED),
-            reason=explain_infeasible(list(zip(self._candidates, self._costs, strict=True)), self._budget)
-            if nothing
-            else None,
-        )
-
-    def _beyond(self, name: str, limit: float | Size) -> NDArray[np.bool_]:
-        """(n,) whether each lies beyond a limit; a cost that is not known does not."""
-        values = [getattr(cost, name.removeprefix("max_")) for cost in self._costs]
-        if isinstance(limit, Size):
-            return np.array([value.ratio(limit) > 1 for value in values], dtype=np.bool_)
-        known = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-        found: NDArray[np.bool_] = known > limit
-        return found
-
-    def _relaxed(
-        self, name: str, by: float, beyond: Mapping[str, NDArray[np.bool_]], every: NDArray[np.int64]
-    ) -> Relaxation:
-        limit = getattr(self._budget, name)
-        value = _more(limit, by)
-        opened = beyond[name] & (every == 1) & ~self._beyond(name, value)
-        return Relaxation(name, by, value, int(opened.sum()), self._likely_best(opened))
-
-    def _cheapest(self, among: NDArray[np.bool_]) -> dict[str, Option]:
-        found = {}
-        for name in self._space.spec.objectives:
-            known = [i for i in np.flatnonzero(among).tolist() if getattr(self._costs[i], name) is not None]
-            if known:
-                found[name] = self._option(min(known, key=lambda i: (getattr(self._costs[i], name), self._macs(i), i)))
-        return found
-
-    def _likely_best(self, among: NDArray[np.bool_]) -> Option | None:
-        places: Sequence[int] = np.flatnonzero(among).tolist()
-        return self._option(max(places, key=lambda i: promise(self._space, self._candidates[i]))) if places else None
-
-    def _option(self, place: int) -> Option:
-        return Option(self._candidates[place], self._costs[place])
-
-    def _macs(self, place: int) -> int:
-        return self._costs[place].macs or 0
+    budget = space.spec.budget
+    options = [_option(space, candidate, measured.get(candidate)) for candidate in space.candidates]
+    beyond = [set(budget.excess(option.cost)) for option in options]
+    limits = [name for name in budget.to_json() if name.startswith("max_")]
+    fits = [option for option, names in zip(options, beyond, strict=True) if not names]
+    alone = {name: [o for o, names in zip(options, beyond, strict=True) if names == {name}] for name in limits}
+    counts = {name: len(found) for name, found in alone.items()}
+    binds = max(limits, key=lambda name: counts[name], default=None)
+    unmeasured = sum(not option.measured for option in fits)
+    best = _likely_best(space, fits)
+    return Estimate(
+        candidates=len(options),
+        fits=len(fits),
+        measured=len(fits) - unmeasured,
+        unmeasured=unmeasured,
+        is_upper_bound=budget.needs_device and unmeasured > 0,
+        ruled_out={name: sum(name in names for names in beyond) for name in limits},
+        ruled_out_alone=counts,
+        binds=binds if binds is not None and counts[binds] else None,
+        cheapest=_cheapest(fits, space.spec.objectives),
+        likely_best=best,
+        why=None if best is None else _why(space, best),
+        relax=tuple(_relaxed(space, name, by, alone[name]) for name in limits for by in RELAXED),
+        reason=None if fits else explain_infeasible([(o.candidate, o.cost) for o in options], budget),
+    )
 
 
 def promise(space: Space, candidate: Candidate) -> tuple[bool, int, bool, int, Candidate]:
-    """Sort key, greatest for the likely most accurate: pretrained, large pictures, a grid that is kept, many MACs."""
-    keeps_grid = candidate.network_size != candidate.image_size or candidate.stem != "stock"
-    known = candidate.arch in space.catalogue.pretrained
-    return known, candidate.image_size.pixels, keeps_grid, space.macs(candidate) or 0, candidate
+    """Sort key, greatest for the likely most accurate [ours]: what the search's spread design begins with.
+
+    Pretrained weights, then large pictures, then a grid that is kept (computed at more pixels than are sent, or by a
+    stem of smaller stride), then many MACs.
+    """
+    pretrained = candidate.arch in space.catalogue.pretrained
+    return pretrained, candidate.image_size.pixels, _keeps_grid(candidate), space.cost(candidate).macs or 0, candidate
 
 
-def _more(limit: float | Size, by: float) -> float | Size:
-    """A limit relaxed by a share; sides in whole pixels."""
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def _option(space: Space, candidate: Candidate, measured: Cost | None) -> Option:
+    cost = space.bound(candidate)
+    return Option(candidate, cost if measured is None else cost.merged(measured), measured is not None)
+
+
+def _keeps_grid(candidate: Candidate) -> bool:
+    return candidate.network_size != candidate.image_size or candidate.stem != "stock"
+
+
+def _likely_best(space: Space, options: Sequence[Option]) -> Option | None:
+    return max(options, key=lambda option: promise(space, option.candidate), default=None)
+
+
+def _why(space: Space, best: Option) -> str:
+    """What sets the likely best apart, in the order of ``promise``."""
+    candidate = best.candidate
+    pretrained, _, keeps_grid, macs, _ = promise(space, candidate)
+    first = (
+        "it starts from pretrained weights, and of those that do"
+        if pretrained
+        else "none that fits is pretrained; of all"
+    )
+    grid = (
+        f"keeps their grid ({candidate.network_size} inside, stem {candidate.stem})"
+        if keeps_grid
+        else "at their own size inside"
+    )
+    return (
+        f"{first} it reads the largest pictures ({candidate.image_size}), {grid}, with the most MACs of these "
+        f"({macs / 1e6:,.1f} million, which is {2 * macs / 1e6:,.1f} million FLOPs)"
+    )
+
+
+def _cheapest(options: Sequence[Option], objectives: Sequence[str]) -> dict[str, Option]:
+    """For MACs and each objective the option of least cost; of equally cheap ones that of fewest MACs."""
+    found: dict[str, Option] = {}
+    for name in dict.fromkeys(("macs", *objectives)):
+        known = [(value, option) for option in options if (value := getattr(option.cost, name)) is not None]
+        if known:
+            found[name] = min(known, key=lambda pair: (pair[0], pair[1].cost.macs or 0, pair[1].candidate))[1]
+    return found
+
+
+def _relaxed(space: Space, limit: str, by: float, alone: Sequence[Option]) -> Relaxation:
+    """One limit relaxed; ``alone`` are the options that no other limit rules out."""
+    budget = space.spec.budget
+    value = _more(getattr(budget, limit), by, [candidate.image_size for candidate in space.candidates])
+    change: dict[str, Json] = {limit: value}
+    relaxed = dataclasses.replace(budget, **change)
+    opened = [option for option in alone if not relaxed.excess(option.cost)]
+    return Relaxation(limit, by, value, len(opened), _likely_best(space, opened))
+
+
+def _more(limit: float | Size, by: float, sizes: Sequence[Size]) -> float | Size:
+    """A limit relaxed by a share; sides in whole pixels, and no farther than the largest of ``sizes``."""
     if isinstance(limit, Size):
-        return Size(min(4096, int(limit.height * (1 + by))), min(4096, int(limit.width * (1 + by))))
+        height = max([limit.height, *(size.height for size in sizes)])
+        width = max([limit.width, *(size.width for size in sizes)])
+        return Size(min(int(limit.height * (1 + by)), height), min(int(limit.width * (1 + by)), width))
     relaxed = limit * (1 + by)
     return int(relaxed) if isinstance(limit, int) else relaxed

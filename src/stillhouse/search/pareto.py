@@ -13,7 +13,6 @@ anything is no second choice.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,7 +32,7 @@ def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 def front(points: ArrayLike) -> list[int]:
     """Indices, ascending, of the points that no other dominates; of equal points the first.
 
-    Sorts once; then O(n) for two objectives and O(n f) for more, f being the size of the front.
+    O(n log n) for up to three objectives; O(n f) for more, f being the size of the front.
 
     Args:
         points: (n, m), accuracy first.
@@ -46,15 +45,7 @@ def front(points: ArrayLike) -> list[int]:
         return []
     # In this order no point is dominated by a later one, and of equal points the first comes first.
     order = np.lexsort(worse.T[::-1])
-    ranked = worse[order]
-    if worse.shape[1] == 1:
-        kept = order[:1]
-    elif worse.shape[1] == 2:
-        best_before = np.concatenate(([np.inf], np.minimum.accumulate(ranked[:-1, 1])))
-        kept = order[ranked[:, 1] < best_before]
-    else:
-        kept = order[_sweep(ranked)]
-    return [int(index) for index in np.sort(kept)]
+    return [int(index) for index in np.sort(order[_sweep(worse[order])])]
 
 
 def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
@@ -103,29 +94,36 @@ def knee(points: ArrayLike) -> int:
 
 
 def cheapest_within(points: ArrayLike, cost: int = 1, margin: float = 0.01) -> int:
-    """Index of the cheapest point in one cost whose accuracy lies within a margin of the best.
+    """Index of the front's member that is cheapest in one cost of those within a margin of the best accuracy.
 
     Of equally cheap ones the most accurate, then the first.
 
     Args:
         points: (n, m), n >= 1, accuracy first.
-        cost: Column of the cost.
+        cost: Column of the cost, 1 for the first.
         margin: Of accuracy, as a share: 0.01 is one percentage point.
 
     Raises:
-        ValueError: No points, or not a table of finite numbers.
+        ValueError: No points, not a table of finite numbers, no such cost, or a negative margin.
     """
-    worse = _minimised(points)
-    if len(worse) == 0:
+    members = front(points)
+    if not members:
         raise ValueError("the cheapest needs at least one point, but got none")
+    worse = _minimised(points)[members]
+    if not 1 <= cost < worse.shape[1]:
+        raise ValueError(f"1 <= cost < {worse.shape[1]} objectives must hold, but got {cost}")
+    if margin < 0:
+        raise ValueError(f"margin must be >= 0, but got {margin}")
+    # The slack lets 0.91 lie within 0.01 of 0.92, which binary fractions miss by a hair.
     near = np.flatnonzero(worse[:, 0] <= worse[:, 0].min() + margin + 1e-12)
-    return int(near[np.lexsort((worse[near, 0], worse[near, cost]))[0]])
+    return members[int(near[np.lexsort((worse[near, 0], worse[near, cost]))[0]])]
 
 
 def ranks(points: ArrayLike) -> NDArray[np.int64]:
     """(n,) non-dominated rank of each point: 0 on the front, 1 on the front of the rest, and so on.
 
-    Equal points have equal ranks: none of them dominates another.
+    A point's rank is one more than the worst rank of those that dominate it. Equal points have equal ranks: none of
+    them dominates another. O(n^2 m) time, O(n m) memory: meant for a job's trials, up to some thousands.
 
     Args:
         points: (n, m), accuracy first.
@@ -134,24 +132,28 @@ def ranks(points: ArrayLike) -> NDArray[np.int64]:
         ValueError: Not a table of finite numbers.
     """
     worse = _minimised(points)
-    if len(worse) == 0:
-        return np.empty(0, dtype=np.int64)
-    unique, back = np.unique(worse, axis=0, return_inverse=True)
-    found = np.full(len(unique), -1, dtype=np.int64)
-    left = np.arange(len(unique))
-    for rank in range(len(unique)):
-        here = _peeled(unique[left])
-        found[left[here]] = rank
-        left = np.delete(left, here)
-        if len(left) == 0:
-            break
-    return found[back.reshape(-1)]
+    order = np.lexsort(worse.T[::-1])
+    ranked = worse[order]
+    as_before = np.concatenate(([False], np.all(ranked[1:] == ranked[:-1], axis=1)))
+    costs = np.ascontiguousarray(ranked[:, 1:].T)
+    depth = np.zeros(len(worse), dtype=np.int64)
+    for index in range(len(worse)):
+        if as_before[index]:
+            depth[index] = depth[index - 1]
+            continue
+        # Whatever comes earlier in this order is no less accurate, so the costs alone decide.
+        reached = (costs[:, :index] <= costs[:, index, None]).all(axis=0)
+        depth[index] = 1 + (depth[:index] * reached).max(initial=0)
+    found = np.empty_like(depth)
+    found[order] = depth - 1
+    return found
 
 
 def net_order(points: ArrayLike) -> list[int]:
     """All points in an order in which each next one is the farthest from those before it: an epsilon net.
 
-    The most accurate comes first; distances are Euclidean, each objective scaled to its range (Gonzalez 1985).
+    The most accurate comes first, the cheaper of two such; distances are Euclidean, each objective scaled to its range
+    (Gonzalez 1985). Of points equally far the first in the table. O(n^2 m).
 
     Args:
         points: (n, m), accuracy first.
@@ -167,9 +169,10 @@ def net_order(points: ArrayLike) -> list[int]:
     order = [int(np.lexsort(scaled.T[::-1])[0])]
     gaps = np.full(len(scaled), np.inf)
     while len(order) < len(scaled):
-        gaps = np.minimum(gaps, np.sum((scaled - scaled[order[-1]]) ** 2, axis=1))
-        gaps[order] = -1.0
-        order.append(int(np.argmax(gaps)))
+        away = scaled - scaled[order[-1]]
+        np.minimum(gaps, np.einsum("nm,nm->n", away, away), out=gaps)
+        gaps[order[-1]] = -1.0  # Taken: the minimum keeps it so.
+        order.append(int(gaps.argmax()))
     return order
 
 
@@ -191,23 +194,6 @@ def promotion_order(points: ArrayLike) -> list[int]:
     return order
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p-value that two classifiers are equally right on the same pictures: the exact binomial test.
-
-    Args:
-        only_a: Pictures that the first alone tells right.
-        only_b: Pictures that the second alone tells right.
-
-    Raises:
-        ValueError: A negative count.
-    """
-    if min(only_a, only_b) < 0:
-        raise ValueError(f"counts must be >= 0, but got {only_a} and {only_b}")
-    n = only_a + only_b
-    tail: int = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / (1 << n))
-
-
 def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str], budget: Budget) -> list[Deployment]:
     """The deployments that meet the budget and that no other such beats; in order of trial number.
 
@@ -226,8 +212,9 @@ def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str
     least = budget.min_accuracy or 0.0
     fitting = [item for item in deployments if item.validation.value >= least and not budget.excess(item.cost)]
     fitting.sort(key=lambda item: (item.trial_number, item.is_baseline, item.variant, item.id))
-    points = [[item.validation.value, *(item.objective(name) for name in objectives)] for item in fitting]
-    return [fitting[index] for index in front(points)]
+    columns = [[item.validation.value for item in fitting]]
+    columns += [[item.objective(name) for item in fitting] for name in objectives]
+    return [fitting[index] for index in front(np.array(columns).T)]
 
 
 # ---------------------------------------------------------------------------------------- helpers
@@ -246,18 +233,52 @@ def _minimised(points: ArrayLike) -> Floats:
     return table
 
 
-def _peeled(worse: Floats) -> NDArray[np.int64]:
-    """Indices of the points (n, m) that no other dominates; all points differ."""
-    order = np.lexsort(worse.T[::-1])
-    return np.sort(order[_sweep(worse[order])])
-
-
 def _sweep(ranked: Floats) -> list[int]:
-    """Indices of the points (n, m) that none before them is as good as in everything; sorted so that none after is."""
+    """Indices of the points (n, m) that none before them is as good as in everything.
+
+    Args:
+        ranked: Sorted by the first objective, then the second, and so on: none is dominated by a later one, and the
+            first objective need not be compared any more.
+    """
+    if ranked.shape[1] == 1:
+        return [0]
+    if ranked.shape[1] == 2:
+        best_before = np.concatenate(([np.inf], np.minimum.accumulate(ranked[:-1, 1])))
+        return np.flatnonzero(ranked[:, 1] < best_before).tolist()
+    return _sweep_three(ranked) if ranked.shape[1] == 3 else _sweep_blocks(ranked)
+
+
+def _sweep_three(ranked: Floats) -> list[int]:
+    """As ``_sweep``, for three objectives, in O(n log n).
+
+    A Fenwick tree (Fenwick 1994) over the distinct values of the second objective holds the least third objective of
+    the points so far; a node covers the values that its lowest set bit spans.
+    """
+    values, places = np.unique(ranked[:, 1], return_inverse=True)
+    least = [np.inf] * (len(values) + 1)
+    kept = []
+    for index, (place, third) in enumerate(zip((places + 1).tolist(), ranked[:, 2].tolist(), strict=True)):
+        node = place
+        while node and least[node] > third:
+            node &= node - 1
+        if node:
+            continue
+        kept.append(index)
+        node = place
+        # A node that already holds less is covered by ones that hold no more.
+        while node < len(least) and least[node] > third:
+            least[node] = third
+            node += node & -node
+    return kept
+
+
+def _sweep_blocks(ranked: Floats) -> list[int]:
+    """As ``_sweep``, for any number of objectives, in O(n f m)."""
+    costs = ranked[:, 1:]
     kept: list[int] = []
-    members = np.empty((0, ranked.shape[1]))
-    for start in range(0, len(ranked), _BLOCK):
-        block = ranked[start : start + _BLOCK]
+    members = np.empty((0, costs.shape[1]))
+    for start in range(0, len(costs), _BLOCK):
+        block = costs[start : start + _BLOCK]
         new = np.flatnonzero(~_reached(members, block).any(axis=0))
         # Among themselves: an earlier one may itself be beaten, but then by one that beats the later too.
         new = new[~np.triu(_reached(block[new], block[new]), 1).any(axis=0)]

@@ -152,7 +152,13 @@ class Ledger(Protocol):
 
 
 class Engine(Protocol):
-    """Runs attempts somewhere: one command, one attempt."""
+    """Runs attempts somewhere: one command, one attempt.
+
+    Attributes:
+        one_machine: All attempts share one machine, so that what measures latency must run alone.
+    """
+
+    one_machine: bool = True
 
     def capacity(self) -> int:
         """How many more attempts may be submitted now."""

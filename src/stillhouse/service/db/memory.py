@@ -141,7 +141,7 @@ class MemoryLedger(Ledger):
     def trials(self, job_id: str) -> list[TrialRecord]:
         """Those of a job, in order of number."""
         with self._lock:
-            found = [copy.deepcopy(r) for r in self._trials.values() if r.job_id == job_id]
+            found = [r for r in self._trials.values() if r.job_id == job_id]  # nothing in them can be changed
         return sorted(found, key=lambda trial: trial.number)
 
     def add_trial(self, job_id: str, number: int, candidate: Candidate, cost: Cost) -> bool:
@@ -189,15 +189,15 @@ class MemoryLedger(Ledger):
 
     def ensure_stage(self, plan: StagePlan) -> StageRecord:
         """The stage of a plan, stored now if it was not."""
-        stored = StagePlan.from_json(as_json(plan.to_json()))
         with self._lock:
-            self._stages.setdefault(plan.key, StageRecord(stored, "pending"))
-            return copy.deepcopy(self._stages[plan.key])
+            if plan.key not in self._stages:
+                self._stages[plan.key] = StageRecord(StagePlan.from_json(as_json(plan.to_json())), "pending")
+            return _given(self._stages[plan.key])
 
     def stages(self, keys: Iterable[str]) -> dict[str, StageRecord]:
         """Those that exist, by key, with the progress of their open attempt."""
         with self._lock:
-            return {key: copy.deepcopy(self._stages[key]) for key in keys if key in self._stages}
+            return {key: _given(self._stages[key]) for key in dict.fromkeys(keys) if key in self._stages}
 
     def reopen_stage(self, plan: StagePlan) -> bool:
         """Moves failed -> pending with no attempts counted."""
@@ -360,3 +360,8 @@ class MemoryLedger(Ledger):
             if key not in records:
                 raise not_found(what, key)
             return copy.deepcopy(records[key])
+
+
+def _given(stage: StageRecord) -> StageRecord:
+    """A stage to hand out: what callers might change is copied, its plan is taken to be left alone."""
+    return replace(stage, result=copy.deepcopy(stage.result), progress=copy.deepcopy(stage.progress))

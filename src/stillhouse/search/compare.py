@@ -1,0 +1,139 @@
+"""What noise in accuracy leaves open: deployments told apart, or not, on the same pictures.
+
+===========  ======================================================================================
+``costs``    (n, k) finite numbers: n deployments, k costs, all minimised, all exact
+``right``    (n, pictures) bool: whether a deployment tells a picture right; the same pictures in each row
+===========  ======================================================================================
+
+Accuracy is the share of pictures told right, so a lead of a few pictures may be luck. Two deployments are compared
+picture by picture: what both tell right, or both wrong, says nothing about which is better (McNemar 1947; for
+classifiers: Dietterich 1998). The pictures are those of the validation split: the test split takes no part in choosing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stillhouse.search.pareto import Floats, front
+
+Bools = NDArray[np.bool_]
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p-value that two classifiers are equally right on the same pictures: the exact binomial test.
+
+    Args:
+        only_a: Pictures that the first alone tells right.
+        only_b: Pictures that the second alone tells right.
+
+    Raises:
+        ValueError: A negative count.
+    """
+    fewer, more = min(only_a, only_b), max(only_a, only_b)
+    if fewer < 0:
+        raise ValueError(f"counts must be >= 0, but got {only_a} and {only_b}")
+    n = fewer + more
+    # Each term is C(n, k) / 2^n, from the greatest down: whole numbers that large would take seconds.
+    term = math.exp(math.lgamma(n + 1) - math.lgamma(fewer + 1) - math.lgamma(more + 1) - n * math.log(2))
+    tail = term
+    for k in range(fewer, 0, -1):
+        term *= k / (n - k + 1)
+        tail += term
+        if term < 1e-17 * tail:
+            break
+    return min(1.0, 2 * tail)
+
+
+def significant_front(costs: ArrayLike, right: ArrayLike, alpha: float = 0.05) -> list[int]:
+    """Indices, ascending, of the deployments that the pictures do not rule out: the front with its doubtful rivals.
+
+    One is ruled out when some other costs no more in anything and is significantly more accurate: right on more
+    pictures, with p < ``alpha`` by ``mcnemar``. Nothing else rules out, so what is dearer and less accurate by a hair
+    stays, for it may truly be better. All of the plain front stays too. Of copies, equal in every cost and right on the
+    very same pictures, the first is kept.
+
+    A rival rules out a deployment that is truly no worse than it with a chance of at most ``alpha / 2``. Each pair is
+    tested by itself, whether or not the rival is itself ruled out; for that chance over all rivals at once, pass
+    ``alpha`` divided by their number.
+
+    Args:
+        costs: (n, k).
+        right: (n, pictures).
+        alpha: Level of each test, in [0, 1); at 0 nothing but copies is ruled out.
+
+    Raises:
+        ValueError: Tables that do not match, or a level outside [0, 1).
+    """
+    table, told = _checked(costs, right, alpha)
+    counts = told.sum(axis=1)
+    by_accuracy = np.argsort(-counts, kind="stable")
+    seen: set[bytes] = set()
+    kept: list[int] = []
+    for index in range(len(table)):
+        copy = table[index].tobytes() + told[index].tobytes()
+        if copy in seen:
+            continue
+        seen.add(copy)
+        # The most accurate first: it is the likeliest to settle it.
+        rivals = by_accuracy[: np.count_nonzero(counts > counts[index])]
+        rivals = rivals[np.all(table[rivals] <= table[index], axis=1)]
+        if not any(_p_value(told[rival], told[index]) < alpha for rival in rivals):
+            kept.append(index)
+    return kept
+
+
+def tied_with(costs: ArrayLike, right: ArrayLike, alpha: float = 0.05) -> dict[int, int | None]:
+    """For each member of the plain front the next cheaper member, where the two cannot be told apart in accuracy.
+
+    The next cheaper member is the most accurate of those that cost no more in anything; of equally accurate ones the
+    cheapest in the first cost, then in the second, and so on. All such are less accurate, or the front would not hold
+    both, so a tie says: the dearer of the two is not significantly better.
+
+    Args:
+        costs: (n, k).
+        right: (n, pictures).
+        alpha: Level of each test, in [0, 1): a tie is p >= ``alpha`` by ``mcnemar``.
+
+    Returns:
+        By index of the member, ascending: the index of the one it is tied with, or None where it is significantly
+        better or nothing is cheaper.
+
+    Raises:
+        ValueError: Tables that do not match, or a level outside [0, 1).
+    """
+    table, told = _checked(costs, right, alpha)
+    accuracy = told.mean(axis=1)
+    members = front(np.column_stack((accuracy, table)))
+    # In this order the first member that costs no more is the next cheaper one.
+    order = np.lexsort((*table[members].T[::-1], -accuracy[members]))
+    ranked = np.array(members, dtype=np.int64)[order]
+    found: dict[int, int | None] = {}
+    for member in members:
+        cheaper = ranked[np.all(table[ranked] <= table[member], axis=1) & (ranked != member)]
+        tied = len(cheaper) > 0 and _p_value(told[member], told[cheaper[0]]) >= alpha
+        found[member] = int(cheaper[0]) if tied else None
+    return found
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def _p_value(a: Bools, b: Bools) -> float:
+    """Of two rows (pictures,)."""
+    return mcnemar(int(np.count_nonzero(a > b)), int(np.count_nonzero(b > a)))
+
+
+def _checked(costs: ArrayLike, right: ArrayLike, alpha: float) -> tuple[Floats, Bools]:
+    table, told = np.array(costs, dtype=np.float64), np.asarray(right)
+    if table.ndim != 2 or not np.all(np.isfinite(table)):
+        raise ValueError(f"costs must be a table (n, costs) of finite numbers, but got {costs!r:.200}")
+    if told.ndim != 2 or told.dtype != np.bool_ or len(told) != len(table) or told.shape[1] == 0:
+        raise ValueError(
+            f"right must be a table ({len(table)}, pictures >= 1) of bool, but got {told.dtype} of shape {told.shape}"
+        )
+    if not 0 <= alpha < 1:
+        raise ValueError(f"0 <= alpha < 1 must hold, but got {alpha}")
+    return table + 0.0, told  # -0.0 becomes 0.0: copies are found by their bytes.
