@@ -179,6 +179,7 @@ def test_what_is_not_there_is_a_404(path: str, served: Served) -> None:
 def test_the_front_and_its_model(served: Served, tmp_path: Path) -> None:
     job, model, content = served.finished(tmp_path)
     front = served.http.get(f"/jobs/{job}/pareto").json()
+    assert front["picks"] == {"knee": "mdl_1", "macs": "mdl_1", "image_bytes": "mdl_1"}
     (entry,) = front["front"]
     assert front["compared"] == front["others"] == []
     assert (entry["model"], entry["accuracy"], entry["split"]) == (model, pytest.approx(12 / 18), "test")

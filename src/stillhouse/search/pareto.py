@@ -217,6 +217,24 @@ def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str
     return [fitting[index] for index in front(np.array(columns).T)]
 
 
+def picks(members: Sequence[Deployment], objectives: Sequence[str]) -> dict[str, Deployment]:
+    """The members of a front to look at first, by validation accuracy.
+
+    Args:
+        members: Of one front.
+        objectives: Costs that it is drawn over, by name in ``Cost``.
+
+    Returns:
+        ``knee``: the best trade-off; by objective: the cheapest within one point of the most accurate. Nothing for an
+        empty front.
+    """
+    if not members:
+        return {}
+    points = [[item.validation.value, *(item.objective(name) for name in objectives)] for item in members]
+    found = {name: members[cheapest_within(points, column)] for column, name in enumerate(objectives, start=1)}
+    return {"knee": members[knee(points)], **found}
+
+
 # ---------------------------------------------------------------------------------------- helpers
 
 _BLOCK = 256

@@ -25,13 +25,14 @@ from stillhouse import __version__
 from stillhouse.search.domain import Fit, content_key
 from stillhouse.search.errors import DatasetError, StillhouseError, UserError
 from stillhouse.search.job import Epochs, JobSpec
+from stillhouse.search.pareto import picks
 from stillhouse.service import cli_options as options
 from stillhouse.service.app import create_app
 from stillhouse.service.cli_catalogue import commands as catalogue_commands
 from stillhouse.service.cli_estimate import command as estimate_command
 from stillhouse.service.demo import demo_request, print_comparison
 from stillhouse.service.progress import Watcher
-from stillhouse.service.report import front_table
+from stillhouse.service.report import front_table, model_file_name
 from stillhouse.service.run import Outcome, run_job
 from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
@@ -196,6 +197,9 @@ def _run(platform: Platform, data: str, spec: JobSpec, out: Path, skip_faults: b
     with Watcher(platform.ledger, console) as watcher:
         outcome = run_job(platform, data, spec, out=out, skip_faults=skip_faults, watcher=watcher)
     console.print(front_table(outcome.front))
+    for name, member in picks(outcome.front, spec.objectives).items():
+        what = "best trade-off" if name == "knee" else f"least {name.replace('_', ' ')} within 1 point of the best"
+        console.print(f"{what}: {model_file_name(member)}", highlight=False, soft_wrap=True)
     networks = {deployment.trial_number for deployment in outcome.deployments}
     console.print(f"{len(outcome.front)} of {len(networks)} models are on the front; written to {out}/:")
     for name in ("front.json", "front.png", *(path.name for path in outcome.files.values())):

@@ -11,7 +11,7 @@ from stillhouse.search.check import check_request
 from stillhouse.search.domain import Deployment, Json
 from stillhouse.search.errors import ConflictError, NotFoundError
 from stillhouse.search.job import JobRecord, StageRecord, TrialRecord
-from stillhouse.search.pareto import deployment_front
+from stillhouse.search.pareto import deployment_front, picks
 from stillhouse.search.space import Space
 from stillhouse.service.api.context import Context, Ctx
 from stillhouse.service.problems import documented
@@ -72,7 +72,8 @@ def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
     """The front: models that no other of the job beats on validation accuracy and on every chosen cost at once.
 
     ``accuracy`` is the test split's once the job is done, the validation split's before. ``compared`` holds the front's
-    networks trained in other ways (a job with ``ablate``), ``others`` what other trials made.
+    networks trained in other ways (a job with ``ablate``), ``others`` what other trials made. ``picks`` names the
+    members to look at first: the ``knee``, and by objective the cheapest within one point of the most accurate.
     """
     job = ctx.ledger.job(job_id)
     deployments = ctx.ledger.deployments(job_id)
@@ -84,6 +85,7 @@ def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
         "state": job.state,
         "objectives": list(job.spec.objectives),
         "front": [_entry(member) for member in front],
+        "picks": {name: item.id for name, item in picks(front, job.spec.objectives).items()},
         "compared": [_entry(item) for item in rest if item.trial_number in compared],
         "others": [_entry(item) for item in rest if item.trial_number not in compared],
     }
