@@ -30,6 +30,7 @@ from stillhouse.service import cli_options as options
 from stillhouse.service.app import create_app
 from stillhouse.service.cli_catalogue import commands as catalogue_commands
 from stillhouse.service.cli_estimate import command as estimate_command
+from stillhouse.service.cli_options import SEARCH, TRAINING
 from stillhouse.service.demo import demo_request, print_comparison
 from stillhouse.service.progress import Watcher
 from stillhouse.service.report import front_table, model_file_name
@@ -66,72 +67,54 @@ def run(
     min_accuracy: options.MinAccuracy = None,
     device: options.Device = None,
     budget: options.BudgetFile = None,
-    trials: Annotated[int, typer.Option(help="Candidates to train.", rich_help_panel=options.SEARCH)] = 8,
-    seed: Annotated[int, typer.Option(help="Makes a run repeatable.", rich_help_panel=options.SEARCH)] = 0,
-    sampler: Annotated[
-        str, typer.Option(help="auto, tpe, gp, nsga2 or random.", rich_help_panel=options.SEARCH)
-    ] = "auto",
-    eta: Annotated[
-        int, typer.Option(help="1 trial in ETA trains on at a rung; 1: all.", rich_help_panel=options.SEARCH)
-    ] = 3,
-    max_wall_s: Annotated[float | None, typer.Option(help="Seconds to search.", rich_help_panel=options.SEARCH)] = None,
-    max_device_s: Annotated[float | None, typer.Option(help="Worker seconds.", rich_help_panel=options.SEARCH)] = None,
-    min_gain: Annotated[
-        float, typer.Option(help="Least expected gain, a share.", rich_help_panel=options.SEARCH)
-    ] = 0.0,
-    archs: Annotated[
-        str, typer.Option(help="Only these networks, comma-separated.", rich_help_panel=options.SEARCH)
-    ] = "",
-    image_sizes: Annotated[str, typer.Option(help="Only these picture sizes.", rich_help_panel=options.SEARCH)] = "",
+    trials: Annotated[int, typer.Option(help="Candidates to train.", rich_help_panel=SEARCH)] = 8,
+    seed: Annotated[int, typer.Option(help="Makes a run repeatable.", rich_help_panel=SEARCH)] = 0,
+    sampler: Annotated[str, typer.Option(help="auto, tpe, gp, nsga2 or random.", rich_help_panel=SEARCH)] = "auto",
+    eta: Annotated[int, typer.Option(help="1 trial in ETA trains on at a rung; 1: all.", rich_help_panel=SEARCH)] = 3,
+    max_wall_s: Annotated[float | None, typer.Option(help="Seconds to search.", rich_help_panel=SEARCH)] = None,
+    max_device_s: Annotated[float | None, typer.Option(help="Worker seconds.", rich_help_panel=SEARCH)] = None,
+    min_gain: Annotated[float, typer.Option(help="Least expected gain, a share.", rich_help_panel=SEARCH)] = 0.0,
+    archs: Annotated[str, typer.Option(help="Only these networks, comma-separated.", rich_help_panel=SEARCH)] = "",
+    image_sizes: Annotated[str, typer.Option(help="Only these picture sizes.", rich_help_panel=SEARCH)] = "",
     objectives: Annotated[
-        str, typer.Option(help="Costs that the front is drawn over.", rich_help_panel=options.SEARCH)
+        str, typer.Option(help="Costs that the front is drawn over.", rich_help_panel=SEARCH)
     ] = "macs,image_bytes",
     ablate: Annotated[
         str,
         typer.Option(
             help="Front members that are also trained without a teacher and by plain KD, the best of which is shipped: "
             "none, best, all (or true).",
-            rich_help_panel=options.SEARCH,
+            rich_help_panel=SEARCH,
         ),
     ] = "none",
-    codec: Annotated[
-        str, typer.Option(help="How pictures are sent: jpeg or webp.", rich_help_panel=options.SEARCH)
-    ] = "jpeg",
-    quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.", rich_help_panel=options.SEARCH)] = 90,
-    latency_threads: Annotated[int, typer.Option(help="CPU threads in latency.", rich_help_panel=options.SEARCH)] = 1,
+    codec: Annotated[str, typer.Option(help="How pictures are sent: jpeg or webp.", rich_help_panel=SEARCH)] = "jpeg",
+    quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.", rich_help_panel=SEARCH)] = 90,
+    latency_threads: Annotated[int, typer.Option(help="CPU threads in latency.", rich_help_panel=SEARCH)] = 1,
     teacher: Annotated[
-        str, typer.Option(help="NAME or NAME:CHECKPOINT.safetensors.", rich_help_panel=options.TRAINING)
+        str, typer.Option(help="NAME or NAME:CHECKPOINT.safetensors.", rich_help_panel=TRAINING)
     ] = "tf_efficientnet_lite0",
-    teacher_size: Annotated[int, typer.Option(help="Side the teacher reads.", rich_help_panel=options.TRAINING)] = 192,
-    epochs: Annotated[
-        str, typer.Option(help="teacher,assistant,student.", rich_help_panel=options.TRAINING)
-    ] = "6,6,12",
+    teacher_size: Annotated[int, typer.Option(help="Side the teacher reads.", rich_help_panel=TRAINING)] = 192,
+    epochs: Annotated[str, typer.Option(help="teacher,assistant,student.", rich_help_panel=TRAINING)] = "6,6,12",
     method: Annotated[
-        str, typer.Option(help="tas, logits, pixel, dist ... (GET /catalogue).", rich_help_panel=options.TRAINING)
+        str, typer.Option(help="tas, logits, pixel, dist ... (GET /catalogue).", rich_help_panel=TRAINING)
     ] = "tas",
     knob: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE of the method; repeatable.", rich_help_panel=options.TRAINING)
+        list[str] | None, typer.Option(help="NAME=VALUE of the method; repeatable.", rich_help_panel=TRAINING)
     ] = None,
-    views: Annotated[int, typer.Option(help="Augmented crops per picture.", rich_help_panel=options.TRAINING)] = 4,
+    views: Annotated[int, typer.Option(help="Augmented crops per picture.", rich_help_panel=TRAINING)] = 4,
     ladder: Annotated[
-        str, typer.Option(help="Sides of further assistants, falling: 128,96.", rich_help_panel=options.TRAINING)
+        str, typer.Option(help="Sides of further assistants, falling: 128,96.", rich_help_panel=TRAINING)
     ] = "",
-    mixup: Annotated[
-        float, typer.Option(help="Share of views that are mixed.", rich_help_panel=options.TRAINING)
-    ] = 0.0,
-    ema: Annotated[
-        float, typer.Option(help="Decay of averaged weights; 0: none.", rich_help_panel=options.TRAINING)
-    ] = 0.0,
-    schedule: Annotated[
-        str, typer.Option(help="Rate: one_cycle or cosine.", rich_help_panel=options.TRAINING)
-    ] = "one_cycle",
-    compile: Annotated[bool, typer.Option("--compile", help="For a GPU.", rich_help_panel=options.TRAINING)] = False,
+    mixup: Annotated[float, typer.Option(help="Share of views that are mixed.", rich_help_panel=TRAINING)] = 0.0,
+    ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none.", rich_help_panel=TRAINING)] = 0.0,
+    schedule: Annotated[str, typer.Option(help="Rate: one_cycle or cosine.", rich_help_panel=TRAINING)] = "one_cycle",
+    compile: Annotated[bool, typer.Option("--compile", help="For a GPU.", rich_help_panel=TRAINING)] = False,
     codec_share: Annotated[
         float,
-        typer.Option(help="Share of the student's views sent through the codec.", rich_help_panel=options.TRAINING),
+        typer.Option(help="Share of the student's views sent through the codec.", rich_help_panel=TRAINING),
     ] = 0.5,
-    classes: Annotated[int | None, typer.Option(help="First N classes only.", rich_help_panel=options.TRAINING)] = None,
-    fit: Annotated[Fit, typer.Option(help="How pictures are fitted.", rich_help_panel=options.TRAINING)] = Fit.SQUASH,
+    classes: Annotated[int | None, typer.Option(help="First N classes only.", rich_help_panel=TRAINING)] = None,
+    fit: Annotated[Fit, typer.Option(help="How pictures are fitted.", rich_help_panel=TRAINING)] = Fit.SQUASH,
     skip_faults: Annotated[bool, typer.Option(help="Leave unreadable pictures out and go on.")] = False,
 ) -> None:
     """Search, distil, export and measure: from DATA and a budget to ONNX models in --out.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from stillhouse.search.check import check_request
-from stillhouse.search.domain import Cost, Fit, Size
-from stillhouse.search.estimate import Estimate, Option
-from stillhouse.search.job import JobSpec
+from stillhouse.search.domain import Fit, Size
+from stillhouse.search.estimate import RELAXED, Estimate, Option, estimate_job
+from stillhouse.search.job import DatasetRecord, JobSpec
 from stillhouse.service import cli_options as options
-from stillhouse.service.api.estimates import answer
 from stillhouse.service.progress import Watcher
 from stillhouse.service.run import read_dataset
 from stillhouse.service.settings import Settings
@@ -27,7 +29,9 @@ def command(messages: Callable[[], AbstractContextManager[None]]) -> Callable[..
     """The command; ``messages`` turns errors into a message and an exit code."""
 
     def estimate(
-        data: Annotated[str, typer.Argument(help="ImageFolder zip or folder, or 'textures' (built in).")],
+        data: Annotated[
+            str, typer.Argument(help="Id of a data set, ImageFolder zip or folder, or 'textures' (built in).")
+        ],
         max_macs: options.MaxMacs = None,
         max_flops: options.MaxFlops = None,
         max_params: options.MaxParams = None,
@@ -48,14 +52,18 @@ def command(messages: Callable[[], AbstractContextManager[None]]) -> Callable[..
         classes: Annotated[int | None, typer.Option(help="First N classes only.")] = None,
         codec: Annotated[str, typer.Option(help="How pictures are sent: jpeg or webp.")] = "jpeg",
         quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.")] = 90,
+        latency_threads: Annotated[int, typer.Option(help="CPU threads in latency.")] = 1,
         fit: Annotated[Fit, typer.Option(help="How pictures are fitted.")] = Fit.SQUASH,
         skip_faults: Annotated[bool, typer.Option(help="Leave unreadable pictures out and go on.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
-        """How many networks fit a budget, which limit binds, and what relaxing each would open. Trains nothing."""
+        """How many networks fit a budget, which limit binds, and what relaxing each would open.
+
+        Nothing is trained. Latency, memory and exact file size are known where an earlier run measured them.
+        """
         given = dict(locals())
         with messages():
-            platform, console = Platform(Settings.load()), Console()
+            platform = Platform(Settings.load())
             spec = JobSpec(
                 dataset="",
                 budget=options.budget_of(given, budget),
@@ -66,55 +74,115 @@ def command(messages: Callable[[], AbstractContextManager[None]]) -> Callable[..
                 classes=classes,
                 codec=codec,
                 quality=quality,
+                latency_threads=latency_threads,
                 fit=fit,
             )
-            catalogue = platform.ledger.catalogue() or {}
-            check_request(catalogue, spec)
-            with Watcher(platform.ledger, Console(stderr=True)) as watcher:
-                dataset = read_dataset(platform, data, skip_faults=skip_faults, watcher=watcher)
-            found = answer(platform.ledger, catalogue, dataset, spec)
+            found = _answered(platform, data, spec, skip_faults)
             if as_json:
-                typer.echo(json.dumps(found.to_json(), indent=1))
+                typer.echo(json.dumps(found.to_json(), indent=2))
             else:
-                show(found, console)
+                show(found, spec, Console())
 
     return estimate
 
 
-def show(found: Estimate, console: Console) -> None:
-    """Prints an estimate."""
-    known = f", of which {found.unmeasured} are not measured on the device yet" if found.unmeasured else ""
-    console.print(f"{found.fits} of {found.candidates} candidates fit{known}", highlight=False)
+def _answered(platform: Platform, data: str, spec: JobSpec, skip_faults: bool) -> Estimate:
+    catalogue = platform.ledger.catalogue() or {}
+    check_request(catalogue, spec)
+    dataset = _dataset(platform, data, skip_faults)
+    return estimate_job(platform.ledger, catalogue, dataset, dataclasses.replace(spec, dataset=dataset.id))
+
+
+def _dataset(platform: Platform, data: str, skip_faults: bool) -> DatasetRecord:
+    """The data set of this id; else the pictures that ``data`` names, read now if they were not before."""
+    known = {record.id: record for record in platform.ledger.datasets()}
+    if data in known and not Path(data).exists():
+        return known[data]
+    with Watcher(platform.ledger, Console(stderr=True)) as watcher:
+        return read_dataset(platform, data, skip_faults=skip_faults, watcher=watcher)
+
+
+def show(found: Estimate, spec: JobSpec, console: Console) -> None:
+    """Prints an estimate of a job."""
+    device = spec.budget.device
+    known = f"{found.measured} measured on {device}, {found.unmeasured} not yet"
+    console.print(
+        f"{'at most ' if found.is_upper_bound else ''}{found.fits} of {found.candidates} candidates fit ({known})",
+        highlight=False,
+    )
     if found.binds is not None:
         count = found.ruled_out_alone[found.binds]
         console.print(f"{found.binds} binds: it alone rules out {count}", highlight=False)
+    elif not found.fits:
+        console.print("no limit binds alone: each candidate lies beyond several", highlight=False)
     if found.reason is not None:
-        console.print(found.reason, highlight=False, soft_wrap=True)
-    table = Table("", "network", "sent -> computed", "M MACs", "M FLOPs", "bytes a picture", "M parameters")
-    for name, option in found.cheapest.items():
-        _row(table, f"cheapest in {name}", option)
+        console.print(found.reason, highlight=False, markup=False, soft_wrap=True)
     if found.likely_best is not None:
-        _row(table, "likely best", found.likely_best)
-    if table.row_count:
-        console.print(table)
+        console.print(_options(found, found.likely_best))
+        console.print(f"likely best: {found.why}", highlight=False, markup=False, soft_wrap=True)
     if found.relax:
-        relaxed = Table("limit", "relaxed by", "to", "opens", "likely best of these")
-        for each in found.relax:
-            best = "" if each.likely_best is None else str(each.likely_best.candidate)
-            relaxed.add_row(each.limit, f"{each.by:.0%}", _limit(each.value), str(each.opens), best)
-        console.print(relaxed)
+        console.print(_limits(found, spec))
 
 
-def _row(table: Table, what: str, option: Option) -> None:
-    candidate, cost = option.candidate, option.cost
-    sizes = f"{candidate.image_size} -> {candidate.network_size} {candidate.stem}"
-    table.add_row(what, candidate.arch, sizes, *_figures(cost))
+def _options(found: Estimate, best: Option) -> Table:
+    """The cheapest by each cost and the likely best; of a file that was not measured, the least it can take."""
+    rows = {name.replace("_", " "): option for name, option in found.cheapest.items()} | {"likely best": best}
+    on_device = any(option.measured for option in rows.values())
+    table = Table(caption="1 MAC = 2 FLOPs; pixels: of the picture > inside the network", **_COMPACT)
+    table.add_column("least", no_wrap=True)
+    table.add_column("network", overflow="fold")
+    for name in ("pixels", "stem"):
+        table.add_column(name, no_wrap=True)
+    for name in ("M\nMACs", "M\nparams", "image\nbytes", "model\nkB", *(("\nms", "peak\nMB") if on_device else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    for what, option in rows.items():
+        candidate, cost = option.candidate, option.cost
+        table.add_row(
+            what,
+            candidate.arch,
+            f"{_side(candidate.image_size)}>{_side(candidate.network_size)}",
+            candidate.stem,
+            _scaled(cost.macs, 1e6, 1),
+            _scaled(cost.params, 1e6, 2),
+            _scaled(cost.image_bytes, 1, 0),
+            ("" if option.measured else ">=") + _scaled(cost.model_bytes, 1e3, 0),
+            *((_scaled(cost.latency_ms, 1, 2), _scaled(cost.memory_bytes, 1e6, 0)) if on_device else ()),
+        )
+    return table
 
 
-def _figures(cost: Cost) -> tuple[str, ...]:
-    macs, params = (cost.macs or 0) / 1e6, (cost.params or 0) / 1e6
-    return f"{macs:.1f}", f"{2 * macs:.1f}", f"{cost.image_bytes or 0:,.0f}", f"{params:.2f}"
+def _limits(found: Estimate, spec: JobSpec) -> Table:
+    """What each limit rules out, and how many more fit when it alone is relaxed."""
+    table = Table(caption=_LIMITS_CAPTION, **_COMPACT)
+    table.add_column("limit", no_wrap=True)
+    for name in ("", "rules\nout", "\nalone", *(f"\n+{by:.0%}" for by in RELAXED)):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(f"likely best\nat +{RELAXED[-1]:.0%}", overflow="fold")
+    for name, count in found.ruled_out.items():
+        steps = [each for each in found.relax if each.limit == name]
+        best = steps[-1].likely_best
+        value, alone = _limit(getattr(spec.budget, name)), found.ruled_out_alone[name]
+        opened = [f"+{each.opens}" for each in steps]
+        table.add_row(name, value, str(count), str(alone), *opened, "-" if best is None else _named(best))
+    return table
+
+
+_LIMITS_CAPTION = "alone: ruled out by this limit only; +10%: what a limit 10 % larger opens"
+_COMPACT: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "caption_justify": "left"}
+
+
+def _named(option: Option) -> str:
+    candidate = option.candidate
+    return f"{candidate.arch} {_side(candidate.image_size)}>{_side(candidate.network_size)} {candidate.stem}"
+
+
+def _side(size: Size) -> str:
+    return str(size.height) if size.height == size.width else str(size)
+
+
+def _scaled(value: float | None, unit: float, digits: int) -> str:
+    return "-" if value is None else f"{value / unit:,.{digits}f}"
 
 
 def _limit(value: float | Size) -> str:
-    return str(value) if isinstance(value, Size) else f"{value:,.10g}"
+    return _side(value) if isinstance(value, Size) else f"{value:,.10g}"

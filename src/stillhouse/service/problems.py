@@ -19,6 +19,10 @@ from stillhouse.search.errors import DatasetError, NotFoundError, UserError
 MEDIA_TYPE = "application/problem+json"
 EXAMPLES: Mapping[int, tuple[str, str]] = {
     404: ("NotFound", "no such job: 'job_0123456789ab'; ids are given when it is made, and listed by kind"),
+    409: (
+        "Conflict",
+        "costs are known once a data set is ready, but ds_0123456789ab is pending; wait until it is ready",
+    ),
     413: ("Too large", "a request's body may have at most 4294967296 bytes; STILLHOUSE_MAX_UPLOAD_BYTES says how many"),
     422: ("Budget", "min_accuracy must lie between 0 and 1 (0.9 means 90 %), but got 90.0"),
     503: ("Service Unavailable", "no worker has published its catalogue yet; start the controller once"),
