@@ -5,7 +5,7 @@ engine and the clock are simulated, and the seconds that the controller itself c
 thinks, whoever has finished waits.
 
 - A job of ``--trials`` candidates (10,000) on ``--workers`` workers (1,000), by labels alone (no teacher that all would
-  wait for), with the default rungs. A stage takes the seconds that the rule of ``search/effort.py`` gives on a network
+  wait for), with rungs (``eta`` 3). A stage takes the seconds that the rule of ``search/effort.py`` gives on a network
   of its MACs and 50,000 pictures, times a lognormal factor (sigma 0.3).
 - ``busy``: share of the workers' seconds that are worked, from the start until no candidate is left to begin.
 - ``ask_tell_ms``: milliseconds of the controller for a decision (a trial begun or sent on), all of its reading and
@@ -139,7 +139,7 @@ def fleet(trials: int, workers: int) -> dict[str, float]:
     ledger, data = MemoryLedger(), catalogue(math.ceil(trials / 12))
     ledger.publish_catalogue(data)
     dataset = ledger.add_dataset("fleet", ingest_plan("fleet.zip", "fleet", False, {}))
-    spec = JobSpec(dataset.id, teacher="teacher", method="supervised", trials=trials, epochs=Epochs(1, 1, 9))
+    spec = JobSpec(dataset.id, teacher="teacher", method="supervised", trials=trials, eta=3, epochs=Epochs(1, 1, 9))
     job = ledger.add_job(replace(spec, dataset=dataset.id))
     engine = Fleet(ledger, data, workers)
     controller = Controller(ledger, engine, lease_s=1e9, max_attempts=1, clock=lambda: engine.now)
@@ -173,7 +173,7 @@ def ask_ms(count: int) -> float:
     ledger = MemoryLedger()
     dataset = ledger.add_dataset("fleet", ingest_plan("fleet.zip", "fleet", False, {}))
     ledger.end_dataset(dataset.id, "ready", summary=SUMMARY, reason=None, faults=())
-    spec = JobSpec(dataset.id, teacher="teacher", method="supervised", trials=10 * count, epochs=Epochs(1, 1, 9))
+    spec = JobSpec(dataset.id, teacher="teacher", method="supervised", trials=10 * count, eta=3, epochs=Epochs(1, 1, 9))
     desk = Desk(ledger.add_job(spec), ledger.dataset(dataset.id), data)
     rng, levels = np.random.default_rng(0), desk.planner.levels
     order = rng.permutation(len(desk.space.feasible))[:count]

@@ -292,7 +292,7 @@ def drawn(candidates: list[Candidate], seed: int) -> Ask:
 
 def shared_random(table: Table, budget: Budget, workers: int, seed: int) -> float:
     """``filter + random`` with each teacher and assistant made once: ours without its sampler and its rungs."""
-    return ours(table, budget, workers, seed, sampler="random", eta=1)
+    return ours(table, budget, workers, seed, sampler="random")
 
 
 def _values(table: Table, candidate: Candidate) -> list[float]:
@@ -312,9 +312,9 @@ PLAIN: dict[str, Search] = {
 }
 PARTS: dict[str, Search] = {
     "ours": ours,
-    "ours without rungs": lambda t, b, w, s: ours(t, b, w, s, eta=1),
+    "ours with rungs": lambda t, b, w, s: ours(t, b, w, s, eta=3),
     "ours with TPE": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe"),
-    "ours with TPE without rungs": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe", eta=1),
+    "ours with TPE and rungs (MO-ASHA)": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe", eta=3),
 }
 
 

@@ -22,7 +22,7 @@ def graded(plan: StagePlan) -> StageResult:
 
 
 def laddered(**changes: Json):  # type: ignore[no-untyped-def]
-    return setup(graded, **{"trials": 9, "epochs": Epochs(1, 1, 9), **changes})
+    return setup(graded, **{"trials": 9, "epochs": Epochs(1, 1, 9), "eta": 3, **changes})
 
 
 @pytest.mark.parametrize("sampler", ["auto", "tpe", "nsga2", "random"])
@@ -32,7 +32,8 @@ def test_each_rung_trains_on_from_the_one_below_it_and_few_reach_the_end(sampler
     trials = ledger.trials(job.id)
     states = Counter(trial.state for trial in trials)
     assert states["done"] + states["stopped"] == 9
-    assert 1 <= states["done"] < 9
+    assert states["done"] >= 1
+    assert states["stopped"] >= (1 if sampler == "auto" else 3)
     students = [plan for plan in engine.done if plan.kind is StageKind.STUDENT]
     assert Counter(plan.key for plan in students).most_common(1)[0][1] == 1
     by_key = {plan.key: plan for plan in students}

@@ -16,7 +16,7 @@ DATASET = DatasetRecord("d", "d", "key", "ready", summary=MANY)
 
 
 def desk(**changes):
-    spec = JobSpec("d", teacher="huge", **{"epochs": Epochs(2, 2, 9), **changes})
+    spec = JobSpec("d", teacher="huge", **{"epochs": Epochs(2, 2, 9), "eta": 3, **changes})
     return Desk(JobRecord("j", spec, "running"), DATASET, catalogue())
 
 

@@ -27,7 +27,7 @@ from stillhouse.search.space import Space
 
 LIVE = ("queued", "running")
 LEAST_SHARE = 0.002
-"""Of the front's hypervolume: what a trial that the rungs held back must promise to train on at the end."""
+"""Of the front's hypervolume: what a trial that waits at a rung must promise to train on (``auto``)."""
 
 
 @dataclass
@@ -147,7 +147,7 @@ class JobStep:
             trials = self._ledger.trials(self._job.id)
         if any(trial.at_work for trial in trials):
             return True
-        self._stop(trials, "others of its rung promised more")
+        self._stop(trials, "what it promised was not worth the rest of its training")
         return False
 
     def _next(self, trials: Sequence[TrialRecord]) -> Move | None:
@@ -163,28 +163,27 @@ class JobStep:
             left = (c for c in self._desk.space.cheapest_by_arch() if c not in tried)
             return next((Move(None, candidate) for candidate in left), None)
         beyond = {c for c in self._desk.space.feasible if any(_beyond(c, bad) for bad in infeasible)}
-        ready = promotable(trials, self._desk.planner.levels, self._spec.eta, self._spec.objectives)
+        levels, sampler = self._desk.planner.levels, self._spec.sampler
+        if sampler == "auto":
+            ready = [trial for trial in trials if trial.state == "paused"]
+        else:
+            ready = promotable(trials, levels, self._spec.eta, self._spec.objectives)
         move = self._choose(trials, ready, beyond, new=new)
-        if new and not self._worth(move, trials, self._spec.min_gain):
-            move = self._choose(trials, ready, beyond, new=False)
-        if move is None and self._spec.sampler == "auto":
-            # The rungs are done with: of those that they held back, some may still promise a place on the front.
-            paused = [trial for trial in trials if trial.state == "paused"]
-            move = self._choose(trials, paused, beyond, new=False)
-            return move if self._worth(move, trials, max(self._spec.min_gain, LEAST_SHARE)) else None
-        return move
+        if not self._worth(move, trials):
+            begins = move is not None and move.trial is None
+            move = self._choose(trials, ready if begins else (), beyond, new=new and not begins)
+        return move if self._worth(move, trials) else None
 
     def _choose(
         self, trials: Sequence[TrialRecord], ready: Sequence[TrialRecord], beyond: Collection[Candidate], *, new: bool
     ) -> Move | None:
         return self._desk.chooser.next(trials, ready, new=new, left_out=beyond, paid=self._paid())
 
-    @staticmethod
-    def _worth(move: Move | None, trials: Sequence[TrialRecord], least: float) -> bool:
-        """False for a move that is known to be expected to add less than this share; the first model is worth any."""
+    def _worth(self, move: Move | None, trials: Sequence[TrialRecord]) -> bool:
+        """False for a move that is known to be expected to add too little; the first model is worth any."""
         if move is None or move.share is None or not any(trial.state == "done" for trial in trials):
             return True
-        return move.share >= least
+        return move.share >= (self._spec.min_gain if move.trial is None else max(self._spec.min_gain, LEAST_SHARE))
 
     def _paid(self) -> Collection[str]:
         """Keys of teachers, targets and assistants that are done or will be made anyway."""

@@ -1,11 +1,11 @@
 """The policy: with a worker free, which trial trains on, or which candidate begins.
 
-``auto`` ranks what could be done now, new candidates and the trials that ``rungs`` lets train on alike, by the
-hypervolume that it is expected to add per second that it still needs (``gain.py``, ``effort.py``). A candidate whose
-teacher and assistant exist needs fewer seconds than one whose do not, so the search stays where it has paid already
-until something else is worth its price. Where no more candidates fit than trials were asked for, all are tried.
+``auto`` ranks what could be done now, new candidates and the trials that wait at a rung alike, by the hypervolume
+that it is expected to add per second that it still needs (``gain.py``, ``effort.py``). A candidate whose teacher and
+assistant exist needs fewer seconds than one whose do not, so the search stays where it has paid already until
+something else is worth its price. Where no more candidates fit than trials were asked for, all are tried.
 
-The other samplers are Optuna's: trials that may train on come first, then what the sampler proposes.
+The other samplers are Optuna's: trials that ``rungs.py`` lets train on come first, then what the sampler proposes.
 
 The accuracy of a candidate that was not trained is foretold by a linear model with a prior [ours]: it rises with the
 picture's side, with MACs and with parameters, and is higher from pretrained weights; each architecture and each stem

@@ -73,7 +73,8 @@ class JobSpec:
         trials: Candidates to train.
         seed: Makes a serial run repeatable.
         sampler: Who proposes candidates, by name in ``SAMPLERS``.
-        eta: Of the trials at a rung about one in ``eta`` trains on, ``eta`` times as long; 1 trains each to the end.
+        eta: Trainings pause at rungs, each ``eta`` times as long as the one below; 1 trains each to the end. ``auto``
+            sends on whoever promises most a second, the other samplers about one in ``eta`` (MO-ASHA).
         max_wall_s: Seconds after which the search stops; what has been trained by then is compared and tested.
         max_device_s: The same by the sum of the seconds of all stages that were run for this job.
         min_gain: Share of the front's hypervolume that a candidate must be expected to add to be begun (``auto``).
@@ -108,7 +109,7 @@ class JobSpec:
     trials: int = 8
     seed: int = 0
     sampler: str = "auto"
-    eta: int = 3
+    eta: int = 1
     max_wall_s: float | None = None
     max_device_s: float | None = None
     min_gain: float = 0.0
