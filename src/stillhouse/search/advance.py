@@ -26,7 +26,7 @@ from stillhouse.search.rungs import promotable
 from stillhouse.search.space import Space
 
 LIVE = ("queued", "running")
-LEAST_SHARE = 0.002
+LEAST_SHARE = 0.0005
 """Of the front's hypervolume: what a trial that waits at a rung must promise to train on (``auto``)."""
 
 

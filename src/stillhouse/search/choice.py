@@ -255,4 +255,5 @@ class Chooser:
         costs = np.empty((0, len(self._spec.objectives)))
         if trials:
             costs = self._costs([trial.candidate for trial in trials])
-        return Boxes(np.array(accuracy, dtype=np.float64), costs, 1 / self._space.classes)
+        worst = max(1 / self._space.classes, self._spec.budget.min_accuracy or 0.0)
+        return Boxes(np.array(accuracy, dtype=np.float64), costs, worst)

@@ -1,0 +1,56 @@
+"""Laws of a whole search, on the in-memory ledger with an engine that does each stage at once."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instant import catalogue, drive, honest, setup
+from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.domain import Budget, Size, StageKind, StagePlan, StageResult
+from stillhouse.search.job import SAMPLERS, Epochs
+
+SAMPLED = tuple(name for name in SAMPLERS if name != "gp")  # it imports torch, and takes seconds
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1_100_000, 40_000_000),
+    st.sampled_from(SAMPLED),
+    st.sampled_from([1, 2, 3]),
+    st.integers(1, 3),
+    st.integers(1, 8),
+)
+def test_no_candidate_beyond_the_budget_is_ever_submitted(
+    max_macs: int, sampler: str, eta: int, slots: int, trials: int
+) -> None:
+    budget = Budget(max_macs=max_macs)
+    changes = {"budget": budget, "sampler": sampler, "eta": eta, "trials": trials, "epochs": Epochs(1, 1, 9)}
+    ledger, job, engine, controller = setup(honest, **changes)
+    engine.slots = slots
+    assert drive(controller, ledger, job.id) == "done"
+    known = Catalogue.from_json(catalogue())
+    for plan in engine.done:
+        if plan.kind is StageKind.STUDENT:
+            size = Size.parse(plan.spec["network_size"])
+            assert known.macs(plan.spec["arch"], size, plan.spec["stem"], 3) <= max_macs
+    assert len({trial.candidate for trial in ledger.trials(job.id)}) == len(ledger.trials(job.id)) <= trials
+    assert all(trial.ended for trial in ledger.trials(job.id))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 4), st.sampled_from([1, 3]))
+def test_spend_never_exceeds_the_budget_by_more_than_what_was_at_work(limit: int, slots: int, eta: int) -> None:
+    """A stage takes a second here; at the limit those at work are cancelled, so that no more than they come on top."""
+    spent = 0.0
+
+    def work(plan: StagePlan) -> StageResult:
+        nonlocal spent
+        if plan.kind is not StageKind.INGEST and plan.spec.get("split") != "test":
+            spent += 1.0
+        return honest(plan)
+
+    ledger, job, engine, controller = setup(work, max_device_s=float(limit), eta=eta, trials=9, epochs=Epochs(1, 1, 9))
+    engine.slots = slots
+    ledger.device_seconds = lambda *_, **__: spent  # type: ignore[method-assign]
+    drive(controller, ledger, job.id)
+    assert ledger.job(job.id).state in ("done", "failed")
+    assert spent <= limit + slots
