@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from instant import catalogue, drive, honest, setup
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Budget, Size, StageKind, StagePlan, StageResult
-from stillhouse.search.job import SAMPLERS, Epochs
+from stillhouse.search.job import SAMPLERS, AttemptRecord, Epochs
 
 SAMPLED = tuple(name for name in SAMPLERS if name != "gp")  # it imports torch, and takes seconds
 
@@ -49,8 +49,17 @@ def test_spend_never_exceeds_the_budget_by_more_than_what_was_at_work(limit: int
         return honest(plan)
 
     ledger, job, engine, controller = setup(work, max_device_s=float(limit), eta=eta, trials=9, epochs=Epochs(1, 1, 9))
-    engine.slots = slots
+    free, submit = slots, engine.submit
+
+    def submit_one(attempt: AttemptRecord) -> None:
+        nonlocal free
+        free -= 1
+        submit(attempt)
+
+    engine.submit, engine.capacity = submit_one, lambda: free  # type: ignore[method-assign]
     ledger.device_seconds = lambda *_, **__: spent  # type: ignore[method-assign]
-    drive(controller, ledger, job.id)
+    for _ in range(400):
+        free = slots  # all that began in the step before have ended
+        controller.step()
     assert ledger.job(job.id).state in ("done", "failed")
     assert spent <= limit + slots
