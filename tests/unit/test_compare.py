@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from stillhouse.search.compare import mcnemar, significant_front, tied_with
+from stillhouse.search.compare import mcnemar, significant_front, tied_with, ties
+from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Size
 from stillhouse.search.pareto import front
 
 
@@ -104,3 +105,18 @@ def test_no_deployments_leave_nothing_open():
 def test_tables_that_cannot_be_compared_are_refused(function, costs, right, alpha, said):
     with pytest.raises(ValueError, match=said):
         function(costs, right, alpha)
+
+
+def deployment(name, macs, right, *, kept=True):
+    bits = {"right": np.packbits(right).tobytes().hex()} if kept else {}
+    candidate = Candidate("a", Size(32, 32), Size(32, 32))
+    accuracy = Accuracy(int(right.sum()), len(right))
+    return Deployment(name, "j", 0, candidate, Cost(macs=macs), "fp32", accuracy, "0", {}, details=bits)
+
+
+def test_ties_are_told_by_id_where_it_is_kept_what_each_tells_right():
+    right = told([50], [52], [80])
+    members = [deployment(name, macs, row) for name, macs, row in zip("abc", (1, 2, 3), right, strict=True)]
+    assert ties(members, ("macs",)) == {"b": "a"}
+    assert ties(members[:1], ("macs",)) == {}
+    assert ties([members[0], deployment("b", 2, right[1], kept=False)], ("macs",)) == {}

@@ -19,6 +19,8 @@ from stillhouse.search.domain import Accuracy, Fit, Json, Size
 
 Result = tuple[dict[str, Path], dict[str, Json]]
 Pictures = NDArray[np.uint8]
+MOST_TOLD = 20_000
+"""Up to so many pictures the figures say which are told right, one bit each, so that models are compared in pairs."""
 
 
 def run_export(
@@ -97,6 +99,8 @@ def run_measure(
         files["predictions"] = work / "predictions.npy"
         np.save(files["predictions"], predictions)
         metrics["accuracy"] = _accuracy(predictions, labels)
+        if len(labels) <= MOST_TOLD:
+            metrics["right"] = np.packbits(predictions == labels).tobytes().hex()
         if coded is not None:
             through = _accuracy(predict(onnx, coded, threads=spec["threads"]), labels)
             metrics["coded"] = {"codec": spec["codec"], "quality": spec["quality"], **through}

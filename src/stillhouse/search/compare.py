@@ -13,10 +13,12 @@ classifiers: Dietterich 1998). The pictures are those of the validation split: t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stillhouse.search.domain import Deployment
 from stillhouse.search.pareto import Floats, front
 
 Bools = NDArray[np.bool_]
@@ -116,6 +118,26 @@ def tied_with(costs: ArrayLike, right: ArrayLike, alpha: float = 0.05) -> dict[i
         tied = len(cheaper) > 0 and _p_value(told[member], told[cheaper[0]]) >= alpha
         found[member] = int(cheaper[0]) if tied else None
     return found
+
+
+def ties(members: Sequence[Deployment], objectives: Sequence[str]) -> dict[str, str]:
+    """Of a front's members, which are not significantly better on validation than the next cheaper one (``tied_with``).
+
+    Args:
+        members: Of one front.
+        objectives: Costs that it is drawn over, by name in ``Cost``.
+
+    Returns:
+        Id of the dearer -> id of the cheaper. Nothing where it is not kept which pictures each tells right.
+    """
+    bits = [item.details.get("right") for item in members]
+    if len(members) < 2 or not all(bits) or len({item.validation.total for item in members}) > 1:
+        return {}
+    packed = np.array([np.frombuffer(bytes.fromhex(each), dtype=np.uint8) for each in bits if each])
+    right = np.unpackbits(packed, axis=1, count=members[0].validation.total).astype(np.bool_)
+    costs = [[item.objective(name) for name in objectives] for item in members]
+    found = tied_with(costs, right)
+    return {members[dear].id: members[cheap].id for dear, cheap in found.items() if cheap is not None}
 
 
 # ---------------------------------------------------------------------------------------- helpers

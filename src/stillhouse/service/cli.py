@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from stillhouse import __version__
+from stillhouse.search.compare import ties
 from stillhouse.search.domain import Fit, content_key
 from stillhouse.search.errors import DatasetError, StillhouseError, UserError
 from stillhouse.search.job import Epochs, JobSpec
@@ -183,6 +184,10 @@ def _run(platform: Platform, data: str, spec: JobSpec, out: Path, skip_faults: b
     for name, member in picks(outcome.front, spec.objectives).items():
         what = "best trade-off" if name == "knee" else f"least {name.replace('_', ' ')} within 1 point of the best"
         console.print(f"{what}: {model_file_name(member)}", highlight=False, soft_wrap=True)
+    names = {member.id: model_file_name(member) for member in outcome.front}
+    for dear, cheap in ties(outcome.front, spec.objectives).items():
+        said = f"{names[dear]} is not significantly better on validation than the cheaper {names[cheap]}"
+        console.print(said, highlight=False, soft_wrap=True)
     networks = {deployment.trial_number for deployment in outcome.deployments}
     console.print(f"{len(outcome.front)} of {len(networks)} models are on the front; written to {out}/:")
     for name in ("front.json", "front.png", *(path.name for path in outcome.files.values())):

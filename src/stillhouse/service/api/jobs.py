@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.check import check_request
+from stillhouse.search.compare import ties
 from stillhouse.search.domain import Deployment, Json
 from stillhouse.search.errors import ConflictError, NotFoundError
 from stillhouse.search.job import JobRecord, StageRecord, TrialRecord
@@ -74,6 +75,7 @@ def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
     ``accuracy`` is the test split's once the job is done, the validation split's before. ``compared`` holds the front's
     networks trained in other ways (a job with ``ablate``), ``others`` what other trials made. ``picks`` names the
     members to look at first: the ``knee``, and by objective the cheapest within one point of the most accurate.
+    ``tied`` names, for a member that is not significantly better than the next cheaper one, that one.
     """
     job = ctx.ledger.job(job_id)
     deployments = ctx.ledger.deployments(job_id)
@@ -86,6 +88,7 @@ def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
         "objectives": list(job.spec.objectives),
         "front": [_entry(member) for member in front],
         "picks": {name: item.id for name, item in picks(front, job.spec.objectives).items()},
+        "tied": ties(front, job.spec.objectives),
         "compared": [_entry(item) for item in rest if item.trial_number in compared],
         "others": [_entry(item) for item in rest if item.trial_number not in compared],
     }

@@ -21,7 +21,7 @@ def get_model(model_id: str, ctx: Ctx) -> dict[str, Json]:
         **front_entry(deployment, file=model_file_name(deployment)),
         "job": deployment.job_id,
         "sha256": deployment.onnx_sha256,
-        "details": dict(deployment.details),
+        "details": {name: value for name, value in deployment.details.items() if name != "right"},
     }
 
 
