@@ -333,9 +333,11 @@ def replay(
     return found
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    low, median, high = np.percentile(values, [2.5, 50, 97.5], method="nearest")
-    return {"median": round(float(median), 2), "low": round(float(low), 2), "high": round(float(high), 2)}
+def _spread(values: list[float]) -> dict[str, float | None]:
+    """Median and percentiles; None where the aim is never reached."""
+    found = np.percentile(values, [50, 2.5, 97.5], method="nearest").tolist()
+    names = ("median", "low", "high")
+    return {name: round(value, 2) if math.isfinite(value) else None for name, value in zip(names, found, strict=True)}
 
 
 def _row(data: dict[str, Any]) -> Row:
