@@ -109,9 +109,12 @@ class JobStep:
             self._job = self._ledger.job(self._job.id)
         trials = [trial for trial in self._ledger.trials(self._job.id) if trial.at_work]
         self._stored = self._ledger.stages(plan.key for trial in trials for plan in self._plans(trial))
+        reason = self._spent(self._ledger.trials(self._job.id))
         for trial in trials:
-            self._advance_trial(trial)
-        if self._fill():
+            # Once the search is over, what has been finished is still taken in, and nothing more is asked for.
+            if reason is None or self._finished(trial):
+                self._advance_trial(trial)
+        if self._fill(reason):
             return
         verdict = Ending(self._ledger, self._job, self._desk.planner, self._want).advance()
         if verdict is not None:
@@ -127,10 +130,13 @@ class JobStep:
 
     # ------------------------------------------------------------------------------------ asking
 
-    def _fill(self) -> bool:
-        """Begins and promotes trials up to the slots; True while trials are at work or more are to come."""
+    def _fill(self, reason: str | None) -> bool:
+        """Begins and promotes trials up to the slots; True while trials are at work or more are to come.
+
+        Args:
+            reason: Why the search is over; None while it is not.
+        """
         trials = self._ledger.trials(self._job.id)
-        reason = self._spent(trials)
         if reason is not None:
             self._stop(trials, reason)
             return False
@@ -232,6 +238,12 @@ class JobStep:
                 self._deploy(trial, stages)
             else:
                 self._pause(trial, stages[-1].result.metrics["val"], level)
+
+    def _finished(self, trial: TrialRecord) -> bool:
+        """True when what it trains for has a result."""
+        plans = self._plans(trial) if trial.state == "training" else ()
+        last = self._stored.get(plans[-1].key) if plans else None
+        return last is not None and last.result is not None
 
     def _plans(self, trial: TrialRecord) -> tuple[StagePlan, ...]:
         """The stages of its present phase."""
