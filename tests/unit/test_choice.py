@@ -62,6 +62,19 @@ def test_a_trial_that_promises_more_trains_on_before_new_ones_begin():
     assert choose(found, trials, trials, paid=paid, new=False).trial == trials[0]
 
 
+def test_in_a_few_steps_networks_from_random_weights_come_last():
+    few = DatasetRecord("d", "d", "key", "ready", summary={**SUMMARY, "splits": {"train": 60, "val": 12, "test": 18}})
+    data = {**catalogue(), "weights": {"package": ["large"], "hub": []}}
+    found = Desk(JobRecord("j", JobSpec("d", teacher="huge", epochs=Epochs(1, 1, 2)), "running"), few, data)
+    trials, archs = [], []
+    for number in range(len(found.space.feasible)):
+        move = choose(found, trials)
+        archs.append(move.candidate.arch)
+        trials.append(trial(found, move.candidate, 0.5, epochs=2, number=number))
+    own = archs.count("large")
+    assert archs[:own] == ["large"] * own
+
+
 def test_the_model_follows_what_it_is_told():
     found = desk()
     small = [c for c in found.space.feasible if c.arch == "small"]

@@ -32,6 +32,10 @@ from stillhouse.search.space import Space
 PROXY = {"latency_ms": "macs", "memory_bytes": "macs", "model_bytes": "params"}
 """What stands for a cost that only a device tells: it rises with it."""
 
+LEAST_STEPS = 100
+"""Training steps below which networks from random weights, which learn nothing by then, wait until all others are tried
+(docs/log.md, 2026-11-23)."""
+
 FULL_SD, RUNG_SD = 0.02, 0.05
 """Standard deviation of an accuracy read at the end of a training and at a rung, beyond what the model explains."""
 OWN_SD = 0.03
@@ -97,6 +101,8 @@ class Chooser:
         untried = np.full(len(self._space.feasible), new)
         untried[[self._index[trial.candidate] for trial in trials if trial.candidate in self._index]] = False
         untried[[self._index[candidate] for candidate in left_out]] = False
+        if self._prices.steps < LEAST_STEPS and (untried & self._pretrained).any():
+            untried &= self._pretrained
         return self._best(trials, promotable, np.flatnonzero(untried), paid)
 
     def _best(
@@ -201,6 +207,12 @@ class Chooser:
     @functools.cached_property
     def _stems(self) -> list[str]:
         return sorted({candidate.stem for candidate in self._space.feasible})
+
+    @functools.cached_property
+    def _pretrained(self) -> NDArray[np.bool_]:
+        """(n,) whether each feasible candidate starts from trained weights."""
+        known = self._space.catalogue.pretrained
+        return np.array([candidate.arch in known for candidate in self._space.feasible], dtype=np.bool_)
 
     @functools.cached_property
     def _index(self) -> dict[Candidate, int]:

@@ -22,6 +22,8 @@ TRAIN_S_PER_MAC, TRAIN_S_PER_PICTURE = 1.6e-10, 2e-3
 FORWARD = 1 / 3
 """Share of a training step that a forward pass takes."""
 EXPORT_S, MEASURE_S, PROBE_S, INGEST_S_PER_PICTURE = 10.0, 3.0, 1.0, 0.01
+BATCH = 32
+"""Pictures a training step."""
 UNKNOWN_MACS = 4e9
 """Taken for a network that the catalogue does not hold (a teacher), at 224 x 224."""
 
@@ -36,7 +38,7 @@ class Effort:
     """
 
     def __init__(self, catalogue: Catalogue, pictures: int, classes: int) -> None:
-        self._catalogue, self._pictures, self._classes = catalogue, pictures, classes
+        self._catalogue, self.pictures, self._classes = catalogue, pictures, classes
 
     def seconds(self, plan: StagePlan) -> float:
         """Expected seconds of a stage on one CPU thread; epochs that a lower rung has done are not counted again."""
@@ -44,12 +46,12 @@ class Effort:
         if plan.kind in (StageKind.TEACHER, StageKind.ASSISTANT, StageKind.STUDENT):
             epochs: int = spec.get("until", spec["epochs"]) - plan.hints.get("resumed", 0)
             size, stem = spec.get("network_size", spec.get("size")), spec.get("stem", "stock")
-            return epochs * self._pictures * self._picture(self.macs(spec["arch"], Size.parse(size), stem))
+            return epochs * self.pictures * self._picture(self.macs(spec["arch"], Size.parse(size), stem))
         if plan.kind is StageKind.TARGETS:
             macs = self.macs(plan.hints.get("arch", ""), Size.parse(spec["size"]), "stock")
-            return FORWARD * int(spec["views"]) * self._pictures * self._picture(macs)
+            return FORWARD * int(spec["views"]) * self.pictures * self._picture(macs)
         if plan.kind is StageKind.INGEST:
-            return INGEST_S_PER_PICTURE * self._pictures
+            return INGEST_S_PER_PICTURE * self.pictures
         return {StageKind.EXPORT: EXPORT_S, StageKind.MEASURE: MEASURE_S}.get(plan.kind, PROBE_S)
 
     def macs(self, arch: str, size: Size, stem: str) -> float:
@@ -120,6 +122,11 @@ class Prices:
             paid: Keys of stages that are done or at work.
         """
         return self.student(candidate, epochs) + unpaid(self.mentors(candidate), paid)
+
+    @property
+    def steps(self) -> float:
+        """Training steps of a student."""
+        return self._planner.spec.epochs.student * self._effort.pictures / BATCH
 
     def student(self, candidate: Candidate, epochs: int) -> float:
         """From its student's start, or what is left after so many epochs, to a measured file."""
