@@ -177,7 +177,8 @@ def test_trial_moves_and_keeps_what_is_not_given(ledger: Ledger) -> None:
     assert not ledger.move_trial(job_id, 5, expect="costing", to="training")
     assert ledger.move_trial(job_id, 0, expect="costing", to="training", cost=Cost(macs=8), stages=["k1", "k2"])
     assert ledger.move_trial(job_id, 0, expect="training", to="training", reason="waits")
-    assert ledger.move_trial(job_id, 0, expect="training", to="done", accuracy=0.5)
+    assert ledger.move_trial(job_id, 0, expect="training", to="done", accuracy=0.5, epochs=9)
+    assert ledger.trials(job_id)[0].epochs == 9
     (trial,) = ledger.trials(job_id)
     assert (trial.state, trial.cost, trial.stages) == ("done", Cost(macs=8), ("k1", "k2"))
     assert (trial.accuracy, trial.reason) == (0.5, "waits")

@@ -135,6 +135,24 @@ def test_lost_attempts_are_counted(ledger: Ledger) -> None:
     assert not ledger.reopen_stage(plan("unknown"))
 
 
+def test_seconds_of_workers_are_those_of_the_stages_asked_for(ledger: Ledger) -> None:
+    began = time.time()
+    keys = [ledger.ensure_stage(plan(str(i))).key for i in range(3)]
+    attempts = [ledger.open_attempt(key, lease_s=30, threads=1) for key in keys]
+    time.sleep(0.05)
+    assert attempts[0] is not None
+    assert attempts[1] is not None
+    ledger.commit(attempts[0].id, attempts[0].token, RESULT, seconds=1.0)
+    ledger.lose(attempts[1].id, max_attempts=None)
+    ended = ledger.device_seconds(keys[:2], since=began)
+    assert 0.1 <= ended <= 2 * (time.time() - began)
+    time.sleep(0.05)
+    assert ledger.device_seconds(keys[:2], since=began) == pytest.approx(ended), "what has ended takes no longer"
+    assert ledger.device_seconds(keys, since=began) >= ended + 0.1, "what is open counts until now"
+    assert ledger.device_seconds(keys, since=time.time()) == 0.0
+    assert ledger.device_seconds([], since=began) == 0.0
+
+
 def test_fail_tells_why(ledger: Ledger) -> None:
     key = ledger.ensure_stage(plan()).key
     attempt = ledger.open_attempt(key, lease_s=5, threads=1)

@@ -7,9 +7,9 @@ import pytest
 
 from instant import SUMMARY, catalogue
 from stillhouse.search.advance import Desk
-from stillhouse.search.domain import Candidate, Size, StageKind, StagePlan
-from stillhouse.search.effort import EXPORT_S, MEASURE_S, Pace, unpaid
-from stillhouse.search.job import DatasetRecord, Epochs, JobRecord, JobSpec, StageRecord, TrialRecord
+from stillhouse.search.domain import Candidate, Size
+from stillhouse.search.effort import EXPORT_S, MEASURE_S, unpaid
+from stillhouse.search.job import DatasetRecord, Epochs, JobRecord, JobSpec, TrialRecord
 
 MANY = {**SUMMARY, "splits": {"train": 100_000, "val": 12, "test": 18}}
 DATASET = DatasetRecord("d", "d", "key", "ready", summary=MANY)
@@ -105,25 +105,6 @@ def test_mentors_that_are_paid_for_cost_nothing():
     assert unpaid(mentors, ()) == pytest.approx(sum(seconds for _, seconds in mentors))
     assert unpaid(mentors, {key for key, _ in mentors[1:]}) == mentors[0][1]
     assert unpaid(mentors, {key for key, _ in mentors}) == 0
-
-
-def test_the_pace_here_is_learned_kind_by_kind():
-    found = desk()
-    effort = found.chooser._prices._effort
-    stages = found.planner.student(found.space.feasible[0], "tas")
-    slow = {StageKind.TEACHER: 3.0, StageKind.ASSISTANT: 2.0}
-    done = [
-        StageRecord(plan, "done", seconds=slow[plan.kind] * effort.seconds(plan))
-        for plan in stages
-        if plan.kind in slow
-    ]
-    pace = Pace(effort, done)
-    for plan in stages:
-        if plan.kind in slow:
-            assert pace.seconds(plan) == pytest.approx(slow[plan.kind] * effort.seconds(plan))
-    export = StagePlan(StageKind.EXPORT, {})
-    assert 2.0 < pace.seconds(export) / effort.seconds(export) < 3.0
-    assert Pace(effort, []).seconds(export) == effort.seconds(export)
 
 
 def test_one_ask_takes_little_beside_a_thousand_trials():

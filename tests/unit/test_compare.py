@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stillhouse.search.compare import mcnemar, significant_front, tied_with, ties
+from stillhouse.search.compare import in_doubt, mcnemar, significant_front, tied_with, ties
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Size
 from stillhouse.search.pareto import front
 
@@ -120,3 +120,10 @@ def test_ties_are_told_by_id_where_it_is_kept_what_each_tells_right():
     assert ties(members, ("macs",)) == {"b": "a"}
     assert ties(members[:1], ("macs",)) == {}
     assert ties([members[0], deployment("b", 2, right[1], kept=False)], ("macs",)) == {}
+
+
+def test_what_is_beaten_by_noise_alone_is_in_doubt():
+    right = told([50], [49], [20])
+    members = [deployment(name, macs, row) for name, macs, row in zip("abc", (1, 2, 3), right, strict=True)]
+    assert in_doubt(members, {"a"}, ("macs",)) == ["b"]
+    assert in_doubt(members[:1], {"a"}, ("macs",)) == []

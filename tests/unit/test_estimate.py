@@ -9,7 +9,7 @@ from rich.console import Console
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Budget, Candidate, Cost, Json, Size, StageResult
 from stillhouse.search.errors import ConflictError
-from stillhouse.search.estimate import device_figures, estimate, estimate_job, promise
+from stillhouse.search.estimate import device_figures, estimate, estimate_job
 from stillhouse.search.job import DatasetRecord, JobSpec
 from stillhouse.search.plan import Planner
 from stillhouse.search.space import Space
@@ -132,7 +132,7 @@ def test_what_was_measured_counts_and_what_was_not_is_told() -> None:
 
 def test_promise_is_trained_weights_then_the_picture_then_its_grid_then_macs() -> None:
     whole = space(Budget())
-    ranked = sorted(whole.candidates, key=lambda each: promise(whole, each), reverse=True)
+    ranked = sorted(whole.candidates, key=whole.promise, reverse=True)
     trained = [(each.image_size.height, each.network_size.height) for each in ranked if each.arch == "net1"]
     assert [each.arch for each in ranked[:6]] == ["net1"] * 6
     assert trained == [(96, 96), (64, 96), (64, 64), (32, 96), (32, 64), (32, 32)]

@@ -73,7 +73,6 @@ class Chooser:
 
     def __init__(self, space: Space, spec: JobSpec, levels: Sequence[int], prices: Prices) -> None:
         self._space, self._spec, self._levels, self._prices = space, spec, tuple(levels), prices
-        self._sampler = Sampler(space.feasible, space, spec.seed, planned_trials=spec.trials, kind=spec.sampler)
 
     def next(
         self,
@@ -104,6 +103,11 @@ class Chooser:
         if self._prices.steps < LEAST_STEPS and (untried & self._pretrained).any():
             untried &= self._pretrained
         return self._best(trials, promotable, np.flatnonzero(untried), paid)
+
+    @functools.cached_property
+    def _sampler(self) -> Sampler:
+        spec = self._spec
+        return Sampler(self._space.feasible, self._space, spec.seed, planned_trials=spec.trials, kind=spec.sampler)
 
     def _best(
         self,

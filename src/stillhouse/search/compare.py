@@ -13,7 +13,7 @@ classifiers: Dietterich 1998). The pictures are those of the validation split: t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -130,17 +130,38 @@ def ties(members: Sequence[Deployment], objectives: Sequence[str]) -> dict[str, 
     Returns:
         Id of the dearer -> id of the cheaper. Nothing where it is not kept which pictures each tells right.
     """
-    bits = [item.details.get("right") for item in members]
-    if len(members) < 2 or not all(bits) or len({item.validation.total for item in members}) > 1:
-        return {}
-    packed = np.array([np.frombuffer(bytes.fromhex(each), dtype=np.uint8) for each in bits if each])
-    right = np.unpackbits(packed, axis=1, count=members[0].validation.total).astype(np.bool_)
-    costs = [[item.objective(name) for name in objectives] for item in members]
-    found = tied_with(costs, right)
+    tables = _tables(members, objectives)
+    found = {} if tables is None else tied_with(*tables)
     return {members[dear].id: members[cheap].id for dear, cheap in found.items() if cheap is not None}
 
 
+def in_doubt(deployments: Sequence[Deployment], front_ids: Collection[str], objectives: Sequence[str]) -> list[str]:
+    """Ids of what is off a front but not ruled out by the pictures (``significant_front``).
+
+    Args:
+        deployments: That meet the budget, those of the front among them.
+        front_ids: Of the front.
+        objectives: Costs that it is drawn over, by name in ``Cost``.
+
+    Returns:
+        In the order given. Nothing where it is not kept which pictures each tells right.
+    """
+    tables = _tables(deployments, objectives)
+    kept = [] if tables is None else significant_front(*tables)
+    return [deployments[index].id for index in kept if deployments[index].id not in front_ids]
+
+
 # ---------------------------------------------------------------------------------------- helpers
+
+
+def _tables(deployments: Sequence[Deployment], objectives: Sequence[str]) -> tuple[list[list[float]], Bools] | None:
+    """Costs and pictures told right; None for fewer than two, or where the pictures are not known or not the same."""
+    bits = [item.details.get("right") for item in deployments]
+    if len(deployments) < 2 or not all(bits) or len({item.validation.total for item in deployments}) > 1:
+        return None
+    packed = np.array([np.frombuffer(bytes.fromhex(each), dtype=np.uint8) for each in bits if each])
+    right = np.unpackbits(packed, axis=1, count=deployments[0].validation.total).astype(np.bool_)
+    return [[item.objective(name) for name in objectives] for item in deployments], right
 
 
 def _p_value(a: Bools, b: Bools) -> float:

@@ -1,20 +1,17 @@
-"""Seconds that stages take: a rule known beforehand, corrected by what the ledger's stages really took.
+"""Seconds that stages take, by a rule known beforehand.
 
-The rule (``Effort``) counts pictures and MACs. The search weighs candidates by it alone, because measured seconds
-differ from run to run and a seed must make a serial run repeatable. ``Pace`` learns from finished stages how much
-faster or slower this place is, kind by kind, and gives the time that is left.
+The rule counts pictures and MACs. The search weighs candidates by it, not by the clock, because measured seconds differ
+from run to run and a seed must make a serial run repeatable.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Candidate, Size, StageKind, StagePlan
-from stillhouse.search.job import StageRecord
 from stillhouse.search.plan import Planner
 
 TRAIN_S_PER_MAC, TRAIN_S_PER_PICTURE = 1.6e-10, 2e-3
@@ -66,30 +63,6 @@ class Effort:
     @staticmethod
     def _picture(macs: float) -> float:
         return TRAIN_S_PER_PICTURE + TRAIN_S_PER_MAC * macs
-
-
-class Pace:
-    """How the rule must be corrected here, learned from stages that are done.
-
-    Args:
-        effort: The rule.
-        stages: Any stages; those that are done and were timed count.
-    """
-
-    def __init__(self, effort: Effort, stages: Iterable[StageRecord]) -> None:
-        self._effort = effort
-        took: dict[StageKind, float] = defaultdict(float)
-        expected: dict[StageKind, float] = defaultdict(float)
-        for stage in stages:
-            if stage.state == "done" and stage.seconds is not None:
-                took[stage.plan.kind] += stage.seconds
-                expected[stage.plan.kind] += effort.seconds(stage.plan)
-        self._overall = sum(took.values()) / sum(expected.values()) if expected else 1.0
-        self._ratios: Mapping[StageKind, float] = {kind: took[kind] / expected[kind] for kind in took}
-
-    def seconds(self, plan: StagePlan) -> float:
-        """Expected seconds of a stage here."""
-        return self._ratios.get(plan.kind, self._overall) * self._effort.seconds(plan)
 
 
 Mentors = tuple[tuple[str, float], ...]

@@ -88,7 +88,7 @@ class Estimate:
         ruled_out_alone: Limit -> candidates that meet every other limit.
         binds: The limit that alone rules out most; None when none alone rules out any.
         cheapest: ``macs`` and the job's objectives -> the candidate that fits at least cost, where it is known.
-        likely_best: The most promising one that fits (``promise``); None when nothing fits.
+        likely_best: The most promising one that fits (``Space.promise``); None when nothing fits.
         why: Why that one, in words; None when nothing fits.
         relax: Each limit relaxed by each share. ``min_accuracy`` is no cost, and is not relaxed.
         reason: Why nothing fits and what the nearest would need; None when something fits.
@@ -182,16 +182,6 @@ def estimate(space: Space, measured: Mapping[Candidate, Cost]) -> Estimate:
     )
 
 
-def promise(space: Space, candidate: Candidate) -> tuple[bool, int, bool, int, Candidate]:
-    """Sort key, greatest for the likely most accurate [ours]: what the search's spread design begins with.
-
-    Pretrained weights, then large pictures, then a grid that is kept (computed at more pixels than are sent, or by a
-    stem of smaller stride), then many MACs.
-    """
-    pretrained = candidate.arch in space.catalogue.pretrained
-    return pretrained, candidate.image_size.pixels, _keeps_grid(candidate), space.cost(candidate).macs or 0, candidate
-
-
 # ---------------------------------------------------------------------------------------- helpers
 
 
@@ -200,18 +190,14 @@ def _option(space: Space, candidate: Candidate, measured: Cost | None) -> Option
     return Option(candidate, cost if measured is None else cost.merged(measured), measured is not None)
 
 
-def _keeps_grid(candidate: Candidate) -> bool:
-    return candidate.network_size != candidate.image_size or candidate.stem != "stock"
-
-
 def _likely_best(space: Space, options: Sequence[Option]) -> Option | None:
-    return max(options, key=lambda option: promise(space, option.candidate), default=None)
+    return max(options, key=lambda option: space.promise(option.candidate), default=None)
 
 
 def _why(space: Space, best: Option) -> str:
-    """What sets the likely best apart, in the order of ``promise``."""
+    """What sets the likely best apart, in the order of ``Space.promise``."""
     candidate = best.candidate
-    pretrained, _, keeps_grid, macs, _ = promise(space, candidate)
+    pretrained, _, keeps_grid, macs, _ = space.promise(candidate)
     first = (
         "it starts from pretrained weights, and of those that do"
         if pretrained

@@ -145,9 +145,8 @@ class Planner:
         spec |= {"method": method, "knobs": knobs, "large_size": _square(large)}
         if self.spec.codec_share:
             spec["codec"] = {"name": self.spec.codec, "quality": self.spec.quality, "share": self.spec.codec_share}
-        own = method == self.spec.method
         stage: StagePlan | None = None
-        for level in self.levels[:-1] if own else ():
+        for level in self.levels[:-1] if method == self.spec.method else ():
             stage = self._student(spec | {"until": level}, inputs, stage)
             if level == until:
                 return (*before, stage)
@@ -155,11 +154,9 @@ class Planner:
 
     def _student(self, spec: Mapping[str, Json], inputs: Mapping[str, str], rung: StagePlan | None) -> StagePlan:
         stage = self._stage(StageKind.STUDENT, spec, inputs)
-        return (
-            stage
-            if rung is None
-            else replace(stage, hints={**stage.hints, "resume": rung.key, "resumed": rung.spec["until"]})
-        )
+        if rung is None:
+            return stage
+        return replace(stage, hints={**stage.hints, "resume": rung.key, "resumed": rung.spec["until"]})
 
     def _mentors(
         self, candidate: Candidate, method: str, knobs: Mapping[str, Json], needs: MethodNeeds

@@ -99,7 +99,7 @@ class Sampler:
         pool = self._worth_trying(tried, unseen)
         worthy = [self._candidates[index] for index in np.flatnonzero(pool)]
         if not tried:
-            return max(worthy, key=self._promise)
+            return max(worthy, key=self._space.promise)
         if len(tried) == 1:
             ends = (min(worthy, key=self._expense), max(worthy, key=self._expense))
             return max(ends, key=lambda end: self._distance(end, tried[0]))
@@ -121,11 +121,6 @@ class Sampler:
             narrowed = pool & np.array(wish, dtype=np.bool_)
             pool = narrowed if narrowed.any() else pool
         return pool
-
-    def _promise(self, candidate: Candidate) -> tuple[int, bool, int, Candidate]:
-        """Greatest for the likely most accurate: large pictures, a grid that is kept, many MACs."""
-        keeps_grid = candidate.network_size != candidate.image_size or candidate.stem != "stock"
-        return candidate.image_size.pixels, keeps_grid, self._space.macs(candidate) or 0, candidate
 
     def _expense(self, candidate: Candidate) -> tuple[float, Candidate]:
         """MACs times picture bytes (in logarithms), so that neither end is cheap in one alone."""

@@ -54,7 +54,7 @@ def run_job(platform: Platform, data: str, spec: JobSpec, *, out: Path, skip_fau
     check_request(platform.ledger.catalogue() or {}, spec)
     plan = _ingest(platform, data, skip_faults)
     with platform.controller() as controller:
-        dataset = _read(platform, controller, data, plan, watcher)
+        dataset = _read(platform, controller, platform.ledger.add_dataset(Path(data).name, plan), watcher)
         job = _queue(platform, dataset, dataclasses.replace(spec, dataset=dataset.id))
         _drive(controller, watcher.job, lambda: _ended(platform, job.id), job.id)
     job = platform.ledger.job(job.id)
@@ -75,11 +75,10 @@ def read_dataset(platform: Platform, data: str, *, skip_faults: bool, watcher: W
     if dataset.state == "ready":
         return dataset
     with platform.controller() as controller:
-        return _read(platform, controller, data, plan, watcher)
+        return _read(platform, controller, dataset, watcher)
 
 
-def _read(platform: Platform, controller: Controller, data: str, plan: StagePlan, watcher: Watcher) -> DatasetRecord:
-    dataset = platform.ledger.add_dataset(Path(data).name, plan)
+def _read(platform: Platform, controller: Controller, dataset: DatasetRecord, watcher: Watcher) -> DatasetRecord:
     _drive(controller, watcher.dataset, lambda: platform.ledger.dataset(dataset.id).state != "pending", dataset.id)
     dataset = platform.ledger.dataset(dataset.id)
     if dataset.state == "failed":

@@ -108,7 +108,7 @@ def worker_catalogue(settings: Settings) -> Mapping[str, Json]:
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(
-            [sys.executable, "-m", "stillhouse.service.worker"],
+            [sys.executable, "-m", "stillhouse.service.worker", str(settings.home)],
             capture_output=True,
             text=True,
             check=False,

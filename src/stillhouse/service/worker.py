@@ -196,16 +196,19 @@ def _inputs(plan: StagePlan, ledger: Ledger, store: ArtifactStore) -> dict[str, 
         result = stages[key].result
         if result is None:
             raise StillhouseError(f"stage {plan.key} reads {role} from stage {key}, which is {stages[key].state}")
-        inputs[role] = InputFiles({name: store.path(sha) for name, sha in result.artifacts.items()}, result.metrics)
+        inputs[role] = _files(result, store)
     resume = plan.hints.get("resume")
     earlier = ledger.stages([resume]).get(resume) if resume else None
     if earlier is not None and earlier.result is not None:
-        result = earlier.result
-        inputs["resume"] = InputFiles({name: store.path(sha) for name, sha in result.artifacts.items()}, result.metrics)
+        inputs["resume"] = _files(earlier.result, store)
     checkpoint = plan.spec.get("checkpoint")
     if checkpoint:
         inputs["checkpoint"] = InputFiles({"weights": store.path(checkpoint)}, {})
     return inputs
+
+
+def _files(result: StageResult, store: ArtifactStore) -> InputFiles:
+    return InputFiles({name: store.path(sha) for name, sha in result.artifacts.items()}, result.metrics)
 
 
 def catalogue(home: Path | None = None) -> dict[str, Json]:
@@ -238,4 +241,4 @@ def catalogue(home: Path | None = None) -> dict[str, Json]:
 
 
 if __name__ == "__main__":
-    json.dump(catalogue(Settings.load().home), sys.stdout)
+    json.dump(catalogue(Path(sys.argv[1])), sys.stdout)

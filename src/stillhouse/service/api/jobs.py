@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.check import check_request
-from stillhouse.search.compare import ties
+from stillhouse.search.compare import in_doubt, ties
 from stillhouse.search.domain import Deployment, Json
 from stillhouse.search.errors import ConflictError, NotFoundError
 from stillhouse.search.job import JobRecord, StageRecord, TrialRecord
@@ -75,12 +75,16 @@ def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
     ``accuracy`` is the test split's once the job is done, the validation split's before. ``compared`` holds the front's
     networks trained in other ways (a job with ``ablate``), ``others`` what other trials made. ``picks`` names the
     members to look at first: the ``knee``, and by objective the cheapest within one point of the most accurate.
-    ``tied`` names, for a member that is not significantly better than the next cheaper one, that one.
+    ``tied`` names, for a member that is not significantly better than the next cheaper one, that one; ``in_doubt`` are
+    models off the front that none on it beats beyond the noise of the validation pictures. Both are empty until the job
+    is done.
     """
     job = ctx.ledger.job(job_id)
     deployments = ctx.ledger.deployments(job_id)
     front = deployment_front(deployments, job.spec.objectives, job.spec.budget)
     members, compared = {member.id for member in front}, {member.trial_number for member in front}
+    fitting = [item for item in deployments if not item.is_baseline and not job.spec.budget.excess(item.cost)]
+    done = job.state == "done"
     rest = [item for item in deployments if item.id not in members]
     return {
         "job": job.id,
@@ -88,7 +92,8 @@ def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
         "objectives": list(job.spec.objectives),
         "front": [_entry(member) for member in front],
         "picks": {name: item.id for name, item in picks(front, job.spec.objectives).items()},
-        "tied": ties(front, job.spec.objectives),
+        "tied": ties(front, job.spec.objectives) if done else {},
+        "in_doubt": in_doubt(fitting, members, job.spec.objectives) if done else [],
         "compared": [_entry(item) for item in rest if item.trial_number in compared],
         "others": [_entry(item) for item in rest if item.trial_number not in compared],
     }
