@@ -44,7 +44,8 @@ def test_an_estimate_counts_and_says_what_relaxing_opens(served: Served) -> None
 
 def test_measured_latencies_are_taken_from_earlier_searches(served: Served) -> None:
     dataset = served.ready()
-    body: dict[str, Any] = {"dataset": dataset, "budget": {"max_latency_ms": 5}}
+    search: dict[str, Any] = {"precisions": ["fp32"]}
+    body: dict[str, Any] = {"dataset": dataset, "budget": {"max_latency_ms": 5}, "search": search}
     assert served.http.post("/estimates", json=body).json()["unmeasured"] == 3
     record, catalogue = served.ledger.dataset(dataset), served.ledger.catalogue() or {}
     planner = Planner(JobSpec(dataset), record.stage_key, 3, catalogue)
@@ -60,7 +61,7 @@ def test_measured_latencies_are_taken_from_earlier_searches(served: Served) -> N
     body["budget"]["max_latency_ms"] = 9
     found = served.http.post("/estimates", json=body).json()
     assert (found["fits"], found["measured"], found["unmeasured"]) == (3, 1, 2)
-    body["search"] = {"latency_threads": 2}
+    search["latency_threads"] = 2
     assert served.http.post("/estimates", json=body).json()["measured"] == 0, "measured with one thread only"
 
 

@@ -41,7 +41,7 @@ CURVE = [
 
 
 def space(budget):
-    return Space(catalogue(), {"classes": ["a", "b"], "curve": CURVE}, JobSpec("d", budget))
+    return Space(catalogue(), {"classes": ["a", "b"], "curve": CURVE}, JobSpec("d", budget, qualities=(), precisions=("fp32",)))
 
 
 def limit(low, high):
@@ -69,12 +69,12 @@ def situations(draw):
     figure = st.builds(
         Cost, model_bytes=st.integers(2500, 12_000), latency_ms=st.floats(0.1, 30), memory_bytes=st.integers(1, 30_000)
     )
-    return found, {candidate: draw(figure) for candidate in some}
+    return found, {candidate: {"fp32": draw(figure)} for candidate in some}
 
 
 def known(found, measured, candidate):
     cost = found.bound(candidate)
-    return cost.merged(measured[candidate]) if candidate in measured else cost
+    return cost.merged(measured[candidate]["fp32"]) if candidate in measured else cost
 
 
 @settings(deadline=None)

@@ -32,7 +32,7 @@ def space(max_macs):
         "classes": [str(i) for i in range(20)],
         "curve": [row | {"size": str(side), "mean_bytes": 200 + side**1.6} for side in SIDES],
     }
-    return Space(Catalogue.from_json(data), summary, JobSpec("d", Budget(max_macs=max_macs)))
+    return Space(Catalogue.from_json(data), summary, JobSpec("d", Budget(max_macs=max_macs), qualities=()))
 
 
 @st.composite
@@ -67,3 +67,13 @@ def test_the_same_inputs_give_the_same_proposal(situation, random):
     found, history, seed, number = situation
     shuffled = random.sample(history, len(history))
     assert propose(found, history, seed, number) == propose(found, shuffled, seed, number)
+
+
+@settings(deadline=None, max_examples=40)
+@given(situations(), situations(), st.sampled_from(["tpe", "nsga2", "random", "brute_force"]))
+def test_whatever_earlier_jobs_tried_a_proposal_is_feasible_and_new(situation, past, kind):
+    found, history, seed, number = situation
+    sampler = Sampler(found.feasible, found, seed, planned_trials=6, kind=kind, earlier=past[1])
+    proposal = sampler.propose(history, number, ("macs", "image_bytes"))
+    left = set(found.feasible) - {trial.candidate for trial in history}
+    assert (proposal in left) if left else (proposal is None)

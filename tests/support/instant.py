@@ -56,6 +56,10 @@ SUMMARY = {
 }
 
 
+ONE_FILE = {"qualities": (), "precisions": ("fp32",)}
+"""One deployment a trial."""
+
+
 class InstantEngine:
     """Does the work inside ``submit``; ``work`` may raise to fail a stage or return None to die."""
 
@@ -105,7 +109,9 @@ def honest(plan: StagePlan, *, latency_ms: float = 1.0) -> StageResult:
     if plan.kind is not StageKind.MEASURE:
         return StageResult({"weights": plan.key}, {"val": {"correct": 10, "total": 12}})
     total = {"val": 12, "test": 18}.get(plan.spec["split"], 1)
-    metrics: dict[str, Json] = {"model_bytes": 1000, "accuracy": {"correct": total - 1, "total": total}}
+    accuracy = {"correct": total - 1, "total": total}
+    metrics: dict[str, Json] = {"model_bytes": 1000, "accuracy": accuracy}
+    metrics["coded"] = {str(quality): {"accuracy": accuracy} for quality in plan.spec["qualities"]}
     if plan.spec["latency"]:
         metrics |= {"latency_ms": latency_ms, "latency_p95_ms": 2 * latency_ms, "memory_bytes": 5000}
     return StageResult({}, metrics)
@@ -115,7 +121,7 @@ def setup(work: Callable[[StagePlan], StageResult | None], **changes: object):  
     ledger = MemoryLedger()
     ledger.publish_catalogue(catalogue())
     dataset = ledger.add_dataset("d", ingest_plan("d.zip", "d", False, {}))
-    given = {"teacher": "huge", "trials": 3, "epochs": Epochs(1, 1, 1), **changes}
+    given = {"teacher": "huge", "trials": 3, "epochs": Epochs(1, 1, 1), **ONE_FILE, **changes}
     spec = JobSpec(dataset.id, **given)  # type: ignore[arg-type]
     job = ledger.add_job(spec)
     engine = InstantEngine(ledger, work)

@@ -42,8 +42,9 @@ SUMMARY: dict[str, Any] = {
     "notes": [],
     "faults": [],
     "curve": [
-        {"fit": "squash", "size": size, "codec": "jpeg", "quality": 90, "mean_bytes": bytes_}
+        {"fit": "squash", "size": size, "codec": "jpeg", "quality": quality, "mean_bytes": bytes_ * quality / 90}
         for size, bytes_ in (("32x32", 900.0), ("64x64", 2100.0))
+        for quality in (50, 75, 90)
     ],
 }
 

@@ -163,7 +163,7 @@ def test_a_new_controller_goes_on_from_the_ledger() -> None:
 def test_a_job_that_cannot_be_planned_fails_alone() -> None:
     def work(plan: StagePlan) -> StageResult:
         result = honest(plan)
-        broken_measure = plan.kind is StageKind.MEASURE and plan.spec["quality"] == 50
+        broken_measure = plan.kind is StageKind.MEASURE and plan.spec["qualities"] == [50]
         return StageResult({}, {}) if broken_measure else result
 
     ledger, job, _, controller = setup(work)

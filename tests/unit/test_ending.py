@@ -27,7 +27,8 @@ def accuracies(by_method: dict[str, int], *, test: dict[str, int] | None = None)
             return result
         right = by_method if plan.spec["split"] == "val" else test or by_method
         accuracy = dict(result.metrics["accuracy"]) | {"correct": right[methods[plan.key]]}
-        return StageResult({}, dict(result.metrics) | {"accuracy": accuracy})
+        coded = {quality: {"accuracy": accuracy} for quality in result.metrics["coded"]}
+        return StageResult({}, dict(result.metrics) | {"accuracy": accuracy, "coded": coded})
 
     return work
 

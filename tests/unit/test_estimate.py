@@ -9,7 +9,7 @@ from rich.console import Console
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Budget, Candidate, Cost, Json, Size, StageResult
 from stillhouse.search.errors import ConflictError
-from stillhouse.search.estimate import device_figures, estimate, estimate_job
+from stillhouse.search.estimate import Figures, device_figures, estimate, estimate_job
 from stillhouse.search.job import DatasetRecord, JobSpec
 from stillhouse.search.plan import Planner
 from stillhouse.search.space import Space
@@ -46,7 +46,8 @@ def summary(sides: tuple[int, ...] = SIDES) -> dict[str, Json]:
 
 
 def space(budget: Budget, **spec: Json) -> Space:
-    return Space(Catalogue.from_json(catalogue()), summary(), JobSpec("d", budget, **spec))
+    given = JobSpec("d", budget, qualities=(), precisions=("fp32",), **spec)
+    return Space(Catalogue.from_json(catalogue()), summary(), given)
 
 
 def candidate(name: str, image: int, network: int) -> Candidate:
@@ -116,9 +117,9 @@ def test_a_budget_that_nothing_meets_is_answered_with_what_to_relax() -> None:
 def test_what_was_measured_counts_and_what_was_not_is_told() -> None:
     slow, quick, large = candidate("net0", 32, 32), candidate("net1", 32, 32), candidate("net2", 32, 32)
     figures = {
-        slow: Cost(latency_ms=9.0, model_bytes=5000),
-        quick: Cost(latency_ms=1.0, model_bytes=8000),
-        large: Cost(latency_ms=1.0, model_bytes=90_000),
+        slow: {"fp32": Cost(latency_ms=9.0, model_bytes=5000)},
+        quick: {"fp32": Cost(latency_ms=1.0, model_bytes=8000)},
+        large: {"fp32": Cost(latency_ms=1.0, model_bytes=90_000)},
     }
     found = estimate(space(Budget(max_latency_ms=5.0, max_model_bytes=20_000), objectives=("latency_ms",)), figures)
     assert found.ruled_out == {"max_model_bytes": 1, "max_latency_ms": 1}
@@ -128,6 +129,20 @@ def test_what_was_measured_counts_and_what_was_not_is_told() -> None:
     assert found.likely_best is not None
     assert (found.cheapest["latency_ms"].measured, found.likely_best.measured) == (True, False)
     assert estimate(space(Budget(max_latency_ms=9.5)), figures).ruled_out == {"max_latency_ms": 0}
+
+
+def test_a_candidate_fits_if_any_precision_does() -> None:
+    whole = Space(Catalogue.from_json(catalogue()), summary(), JobSpec("d", Budget(max_latency_ms=5.0), qualities=()))
+    slow, mixed, half = (candidate(f"net{number}", 32, 32) for number in range(3))
+    figures = {
+        slow: dict.fromkeys(("fp32", "fp16", "int8"), Cost(latency_ms=9.0)),
+        mixed: {"fp32": Cost(latency_ms=9.0), "fp16": Cost(latency_ms=9.0), "int8": Cost(latency_ms=3.0)},
+        half: {"fp32": Cost(latency_ms=9.0)},
+    }
+    found = estimate(whole, figures)
+    assert found.ruled_out == {"max_latency_ms": 1}, "what was not measured at each precision may fit"
+    assert (found.measured, found.unmeasured) == (1, 16)
+    assert found.cheapest["macs"].candidate != slow
 
 
 def test_promise_is_trained_weights_then_the_picture_then_its_grid_then_macs() -> None:
@@ -151,13 +166,14 @@ def measured_ledger(planner: Planner, each: Candidate) -> MemoryLedger:
 
 
 def test_figures_are_those_of_the_same_device_and_threads() -> None:
-    spec, each = JobSpec("d"), candidate("net0", 32, 32)
+    spec, each = JobSpec("d", precisions=("fp32",)), candidate("net0", 32, 32)
     planner = Planner(spec, "k", 2, catalogue())
     ledger = measured_ledger(planner, each)
     ledger.ensure_stage(planner.costing(candidate("net1", 32, 32)).last)  # not done
     found = device_figures(ledger, planner, space(Budget()).candidates)
-    assert found == {each: Cost(model_bytes=5000, latency_ms=9.0, latency_p95_ms=10.0, memory_bytes=2_000_000)}
-    other = Planner(JobSpec("d", latency_threads=2), "k", 2, catalogue())
+    cost = Cost(model_bytes=5000, latency_ms=9.0, latency_p95_ms=10.0, memory_bytes=2_000_000)
+    assert found == {each: {"fp32": cost}}
+    other = Planner(JobSpec("d", precisions=("fp32",), latency_threads=2), "k", 2, catalogue())
     assert device_figures(ledger, other, space(Budget()).candidates) == {}
 
 
@@ -165,7 +181,7 @@ def test_figures_are_those_of_the_same_device_and_threads() -> None:
 def test_a_data_set_that_is_not_ready_has_no_costs(state: str, advice: str) -> None:
     dataset = DatasetRecord("ds", "d", "k", state, "torn" if state == "failed" else None)
     with pytest.raises(ConflictError, match=advice):
-        estimate_job(MemoryLedger(), catalogue(), dataset, JobSpec("ds"))
+        estimate_job(MemoryLedger(), catalogue(), dataset, JobSpec("ds", qualities=()))
 
 
 @pytest.mark.parametrize("budget", [Budget(max_macs=200_000, max_params=30_000), Budget(max_latency_ms=3.0)])
@@ -174,12 +190,12 @@ def test_three_thousand_candidates_take_less_than_two_seconds(budget: Budget) ->
     known = catalogue(45, sides, ("stock", "stride1"))
     dataset = DatasetRecord("ds", "d", "k", "ready", summary=summary(sides))
     began = time.process_time()
-    found = estimate_job(MemoryLedger(), known, dataset, JobSpec("ds", budget))
+    found = estimate_job(MemoryLedger(), known, dataset, JobSpec("ds", budget, qualities=()))
     assert time.process_time() - began < 2.0
     assert found.candidates > 3000
 
 
-def printed(budget: Budget, figures: dict[Candidate, Cost] | None = None) -> str:
+def printed(budget: Budget, figures: Figures | None = None) -> str:
     whole = space(budget)
     console = Console(file=io.StringIO(), width=100)
     show(estimate(whole, figures or {}), whole.spec, console)
@@ -197,7 +213,7 @@ def test_the_table_says_what_fits_what_binds_and_what_relaxing_opens() -> None:
 
 
 def test_the_table_shows_measured_figures() -> None:
-    figures = {candidate("net0", 32, 32): Cost(model_bytes=5000, latency_ms=1.25, memory_bytes=2_000_000)}
+    figures = {candidate("net0", 32, 32): {"fp32": Cost(model_bytes=5000, latency_ms=1.25, memory_bytes=2_000_000)}}
     text = printed(Budget(max_latency_ms=5), figures)
     row = next(line for line in text.splitlines() if line.split()[:1] == ["macs"])
     assert row.split() == ["macs", "net0", "32>32", "stock", "0.0", "0.00", "320", "5", "1.25", "2"]

@@ -302,7 +302,7 @@ def test_how_a_network_learns_is_in_its_plan(method: str) -> None:
     stages = plans.student(SMALL, method)
     student = stages[-1].spec
     assert (student["mixup"], student["ema"], student["schedule"]) == (0.5, 0.9, "cosine")
-    assert student["codec"] == {"name": "webp", "quality": 60, "share": 0.25}
+    assert student["codec"] == {"name": "webp", "quality": 60, "lowest": 50, "share": 0.25}
     for stage in stages[:-1]:
         assert "codec" not in stage.spec, "teacher and assistants see pictures as they are"
         assert stage.spec.get("mixup") == (None if stage.kind is StageKind.TEACHER else 0.5)

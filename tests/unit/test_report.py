@@ -53,7 +53,9 @@ DETAILS = {
     "method": "tas",
     "seed": 3,
     "measured": {"threads": 2},
-    "coded": {"codec": "jpeg", "quality": 90, "correct": 150, "total": 200},
+    "picture": {"codec": "jpeg", "quality": 90},
+    "coded": {"correct": 150, "total": 200},
+    "coded_val": {"correct": 70, "total": 100},
     "baselines": {"no_teacher": {"correct": 120, "total": 200}},
 }
 
@@ -142,8 +144,8 @@ def test_table_fits_a_terminal_and_shows_how_each_network_was_trained():
     text = printed([deployment(0, 90, test=160, details=DETAILS), deployment(1, 80, test=150)])
     assert max(len(line) for line in text.splitlines()) <= 80
     rows = [" ".join(line.split()) for line in text.splitlines()]
-    assert "1 net_a.v2 64>128 stride1 12.3 3,999 2.10 1.25 80.0 74-85 75.0 distilled" in rows
-    assert "2 net_a.v2 64>128 stride1 24.7 3,999 1.05 1.25 75.0 69-80 - distilled" in rows
+    assert "1 net_a.v2 64>128 stride1 12.3 3,999 90 2.10 1.25 80.0 74-85 75.0 distilled" in rows
+    assert "2 net_a.v2 64>128 stride1 24.7 3,999 - 1.05 1.25 75.0 69-80 - distilled" in rows
     assert "60.0 53-67 no teacher" in rows, "the same network without a teacher stands below its model"
     assert "accuracy on 200 test pictures" in text
     assert " beat " not in text
@@ -153,7 +155,7 @@ def test_a_baseline_that_won_is_said_plainly():
     member = deployment(0, 90, test=160, details=BEATEN)
     text = printed([member, deployment(1, 80, test=150)])
     rows = [" ".join(line.split()) for line in text.splitlines()]
-    assert "1 net_a.v2 64>128 stride1 12.3 3,999 2.10 1.25 80.0 74-85 - plain KD" in rows
+    assert "1 net_a.v2 64>128 stride1 12.3 3,999 - 2.10 1.25 80.0 74-85 - plain KD" in rows
     assert {"70.0 63-76 distilled", "60.0 53-67 no teacher"} <= set(rows)
     assert "model 1: plain KD beat distilled on validation, and is what is shipped" in rows
     entry = front_entry(member, file=None)

@@ -41,7 +41,7 @@ def space(budget=None, **options):
         {"fit": "squash", "codec": "jpeg", "quality": 90, "size": str(side), "mean_bytes": 300 + side**1.7}
         for side in SIDES
     ]
-    spec = JobSpec("d", budget or Budget(max_macs=60_000, max_image_size=Size(64, 64)))
+    spec = JobSpec("d", budget or Budget(max_macs=60_000, max_image_size=Size(64, 64)), qualities=())
     return Space(catalogue(**options), {"classes": ["a", "b"], "curve": curve}, spec)
 
 
@@ -194,3 +194,49 @@ def test_two_hundred_trials_are_rebuilt_and_asked_quickly_and_quietly(capfd):
     assert proposal is not None
     assert seconds < 0.3, f"{seconds * 1000:.0f} ms of CPU"
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_sampler_takes_over_once_earlier_trials_are_told(monkeypatch):
+    found = space()
+    earlier = [dataclasses.replace(trial, job_id="old") for trial in run(found, LEAST_TOLD)]
+    unknown = [dataclasses.replace(trial, accuracy=None) for trial in earlier]
+    asked = []
+    real = Sampler._ask
+    monkeypatch.setattr(
+        Sampler, "_ask", lambda self, history, *rest: asked.append(list(history)) or real(self, history, *rest)
+    )
+    for told in (earlier[1:], unknown):
+        assert warm(found, told).propose([], 0, OBJECTIVES) == sampler(found).propose([], 0, OBJECTIVES)
+    assert asked == []
+    assert warm(found, [*earlier, *unknown]).propose([], 0, OBJECTIVES) in found.feasible
+    assert asked == [earlier]
+
+
+def test_what_an_earlier_job_tried_may_be_tried_again():
+    found = space(Budget(max_macs=12_000), archs=2)
+    earlier = [
+        TrialRecord("old", i, c, "done", found.cost(c), accuracy=accuracy(c)) for i, c in enumerate(found.feasible)
+    ]
+    assert warm(found, earlier).propose([], 0, OBJECTIVES) in found.feasible
+
+
+def warm(found, earlier):
+    return Sampler(found.feasible, found, 0, planned_trials=8, earlier=earlier)
+
+
+def test_brute_force_tries_every_candidate_once_fewest_macs_first(monkeypatch):
+    monkeypatch.setattr(optuna, "create_study", None)
+    found = space(archs=2)
+    history = []
+    for number in range(len(found.feasible) - 1):
+        candidate = brute(found).propose(history, number, OBJECTIVES, left_out=found.feasible[:1])
+        history.append(TrialRecord("j", number, candidate, "done", found.cost(candidate), accuracy=0.5))
+    tried = [trial.candidate for trial in history]
+    assert sorted(tried) == sorted(found.feasible[1:])
+    macs = [found.cost(candidate).macs for candidate in tried]
+    assert macs == sorted(macs)
+    assert brute(found).propose(history, number, OBJECTIVES, left_out=found.feasible[:1]) is None
+
+
+def brute(found):
+    return Sampler(found.feasible, found, 0, planned_trials=1, kind="brute_force")

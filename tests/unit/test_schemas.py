@@ -32,7 +32,8 @@ def test_every_field_of_a_spec_can_be_sent() -> None:
         "quality": 80, "objectives": ["latency_ms"], "archs": ["lcnet_050"], "image_sizes": ["48x64"],
         "ablate": "best", "latency_threads": 2, "ladder": [128, 96], "mixup": 0.5, "ema": 0.9, "schedule": "cosine",
         "codec_share": 0.25, "feature_cache_bytes": 0, "compile": True, "sampler": "tpe",
-        "eta": 2, "max_wall_s": 3600.0, "max_device_s": 1e5, "min_gain": 0.01,
+        "qualities": [40, 60], "precisions": ["fp32", "int8"], "eta": 2,
+        "max_wall_s": 3600.0, "max_device_s": 1e5, "min_gain": 0.01,
     }  # fmt: skip
     names = {field.name for field in dataclasses.fields(JobSpec)} - {"dataset", "budget"}
     assert set(search) == names == set(Search.model_fields)

@@ -45,7 +45,7 @@ SUMMARY = {"classes": ["a", "b", "c"], "curve": [row(32, 400.0), row(64, 1600.0)
 
 
 def space(summary=SUMMARY, catalogue=CATALOGUE, **spec):
-    return Space(catalogue, summary, JobSpec("d", **spec))
+    return Space(catalogue, summary, JobSpec("d", **{"qualities": (), "precisions": ("fp32",), **spec}))
 
 
 def candidate(name, image, network, stem="stock"):
@@ -162,7 +162,8 @@ def test_cost_is_exact_and_ignores_knobs():
     expected = Cost(macs=6400 + 30, params=100_033, image_bytes=pytest.approx(1600), image_size=Size(64, 64))
     assert space().cost(plain) == space().cost(with_knobs) == expected
     assert space(classes=2).cost(plain).macs == 6400 + 20
-    assert space().bound(plain).model_bytes == math.ceil(3.6 * 100_033)
+    assert space(precisions=("fp32",)).bound(plain).model_bytes == math.ceil(3.6 * 100_033)
+    assert space(precisions=("fp32", "int8")).bound(plain).model_bytes == math.ceil(0.9 * 100_033)
     with pytest.raises(UnknownNameError):
         space().cost(candidate("small_cnn", 64, 65))
 

@@ -175,7 +175,7 @@ def _taught(room: Room, network: Network, *, codec: Codec | None) -> Output:
 
 def _codec(spec: Mapping[str, Json]) -> Codec | None:
     given = spec.get("codec")
-    return Codec(given["name"], given["quality"], given["share"]) if given else None
+    return Codec(given["name"], given["quality"], given["share"], given["lowest"]) if given else None
 
 
 def _built(room: Room, image_size: Size, network_size: Size, stem: str) -> Network:
@@ -188,6 +188,7 @@ def _built(room: Room, image_size: Size, network_size: Size, stem: str) -> Netwo
         network_size=network_size,
         stem=stem,
         weights=spec["weights"],
+        colour=spec.get("colour", "rgb"),
     )
 
 
@@ -261,7 +262,7 @@ def _pictures(
     return Pictures(
         train=store.array("train", large_store_size(room.size("store_size")), fit, classes),
         labels=labels,
-        val=store.array("val", network.image_size, fit, classes),
+        val=store.array("val", network.image_size, fit, classes, network.colour),
         val_labels=store.labels("val", classes),
         views=_views(room, len(labels)),
         view_count=spec["views"],

@@ -1,4 +1,4 @@
-"""Runs a stage of the shipper: export, measure."""
+"""Runs a stage of the shipper: export, conversion to a lower precision, measurement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import nn
 
 from stillhouse.export.measure import predict, preprocess_statement, probe
 from stillhouse.export.onnx import export, model_metadata
-from stillhouse.export.parity import check_parity
+from stillhouse.export.parity import check_copy, check_parity
+from stillhouse.export.quantise import quantise, to_fp16
 from stillhouse.search.domain import Accuracy, Fit, Json, Size
 
 Result = tuple[dict[str, Path], dict[str, Json]]
@@ -49,10 +50,7 @@ def run_export(
     preprocess = preprocess_statement(size, fit)
     path = work / "model.onnx"
     info = export(network, image_size=size, path=path, metadata=model_metadata(spec, class_names, preprocess))
-    if pictures is None:
-        noise = np.random.default_rng(0).integers(0, 256, (4, size.height, size.width, 3), dtype=np.uint8)
-        pictures = noise
-    parity = check_parity(network, path, pictures, precision=spec["precision"])
+    parity = check_parity(network, path, _noise(size) if pictures is None else pictures)
     return {"onnx": path}, {
         "model_bytes": info.model_bytes,
         "opset": info.opset,
@@ -62,12 +60,49 @@ def run_export(
     }
 
 
+def run_conversion(
+    onnx: Path,
+    spec: Mapping[str, Json],
+    *,
+    calibration: Pictures | None,
+    pictures: Pictures | None,
+    work: Path,
+) -> Result:
+    """Makes a file of a lower precision from an exported one, and checks it against that.
+
+    Args:
+        onnx: The fp32 file.
+        spec: The stage's spec; ``precision`` is ``int8`` or ``fp16``.
+        calibration: (N, h, w, 3) uint8 that the ranges of activations are read on; None draws noise (an untrained
+            network, converted for its costs).
+        pictures: (N, h, w, 3) uint8 to compare the two files on; None compares nothing.
+        work: Folder for the file.
+
+    Raises:
+        StageError: The file cannot be converted.
+        ParityError: The copy says something else.
+    """
+    began = time.monotonic()
+    size, path = Size.parse(spec["image_size"]), work / "model.onnx"
+    if spec["precision"] == "int8":
+        quantise(onnx, path, _noise(size) if calibration is None else calibration)
+    else:
+        to_fp16(onnx, path)
+    parity = None if pictures is None else check_copy(onnx, path, pictures, precision=spec["precision"])
+    return {"onnx": path}, {
+        "model_bytes": path.stat().st_size,
+        "parity": None if parity is None else parity.to_json(),
+        "preprocess": preprocess_statement(size, Fit(spec["fit"])),
+        "seconds": time.monotonic() - began,
+    }
+
+
 def run_measure(
     spec: Mapping[str, Json],
     onnx: Path,
     *,
     pictures: Pictures | None,
-    coded: Pictures | None,
+    coded: Mapping[int, Pictures],
     labels: NDArray[np.int64] | None,
     work: Path,
 ) -> Result:
@@ -77,7 +112,7 @@ def run_measure(
         spec: The stage's spec.
         onnx: The file.
         pictures: (N, h, w, 3) uint8, brought to size by the deployed chain.
-        coded: The same after the codec that ``image_bytes`` was measured with.
+        coded: The same after the codec that ``image_bytes`` is measured with, by its quality.
         labels: (N,).
         work: Folder for the predictions.
     """
@@ -98,12 +133,11 @@ def run_measure(
         predictions = predict(onnx, pictures, threads=spec["threads"])
         files["predictions"] = work / "predictions.npy"
         np.save(files["predictions"], predictions)
-        metrics["accuracy"] = _accuracy(predictions, labels)
-        if len(labels) <= MOST_TOLD:
-            metrics["right"] = np.packbits(predictions == labels).tobytes().hex()
-        if coded is not None:
-            through = _accuracy(predict(onnx, coded, threads=spec["threads"]), labels)
-            metrics["coded"] = {"codec": spec["codec"], "quality": spec["quality"], **through}
+        metrics |= _told_right(predictions, labels)
+        metrics["coded"] = {
+            str(quality): _told_right(predict(onnx, sent, threads=spec["threads"]), labels)
+            for quality, sent in coded.items()
+        }
     return files, metrics
 
 
@@ -115,6 +149,13 @@ def code_digests() -> dict[str, str]:
     return dict.fromkeys(("export", "measure"), digest.hexdigest()[:16])
 
 
-def _accuracy(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Json]:
-    accuracy = Accuracy(int((predictions == labels).sum()), len(labels))
-    return {"correct": accuracy.correct, "total": accuracy.total}
+def _told_right(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Json]:
+    """The accuracy and, of not too many pictures, which are told right."""
+    right = predictions == labels
+    accuracy = Accuracy(int(right.sum()), len(labels))
+    found: dict[str, Json] = {"accuracy": {"correct": accuracy.correct, "total": accuracy.total}}
+    return found | ({"right": np.packbits(right).tobytes().hex()} if len(labels) <= MOST_TOLD else {})
+
+
+def _noise(size: Size) -> Pictures:
+    return np.random.default_rng(0).integers(0, 256, (4, size.height, size.width, 3), dtype=np.uint8)

@@ -15,12 +15,13 @@ from functools import cached_property
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.choice import Chooser, Move
-from stillhouse.search.domain import Candidate, Cost, Json, StagePlan
+from stillhouse.search.domain import PRECISIONS, Candidate, Cost, Json, StagePlan
 from stillhouse.search.effort import Effort, Prices
-from stillhouse.search.ending import Ending, deployed, failed_stage
+from stillhouse.search.ending import Ending
 from stillhouse.search.errors import InfeasibleError, UserError
+from stillhouse.search.family import deployed, failed_stage, reference
 from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, StageRecord, TrialRecord
-from stillhouse.search.plan import Planner, measured_cost, planner
+from stillhouse.search.plan import Planner, measured_cost, planner, unique
 from stillhouse.search.ports import Ledger
 from stillhouse.search.rungs import promotable
 from stillhouse.search.space import Space
@@ -59,14 +60,14 @@ class Desk:
         prices = Prices(self.planner, Effort(known, pictures, self.space.classes))
         self.chooser = Chooser(self.space, job.spec, self.planner.levels, prices)
         self.mentors = {key for candidate in self.space.feasible for key, _ in prices.mentors(candidate)}
-        self._plans: dict[tuple[Candidate, int], tuple[StagePlan, ...]] = {}
+        self._plans: dict[tuple[Candidate, int], dict[str, tuple[StagePlan, ...]]] = {}
 
-    def stages(self, candidate: Candidate, level: int) -> tuple[StagePlan, ...]:
-        """The stages that carry a candidate to a rung; to a measured file when it is the last."""
+    def stages(self, candidate: Candidate, level: int) -> dict[str, tuple[StagePlan, ...]]:
+        """The stages that carry a candidate to a rung; by precision to a measured file when it is the last."""
         if (candidate, level) not in self._plans:
             last = level == self.planner.levels[-1]
-            plan = self.planner.training(candidate) if last else self.planner.rung(candidate, level)
-            self._plans[candidate, level] = plan.stages
+            rung = {} if last else {PRECISIONS[0]: self.planner.rung(candidate, level).stages}
+            self._plans[candidate, level] = rung or self.planner.family(candidate)
         return self._plans[candidate, level]
 
 
@@ -108,12 +109,13 @@ class JobStep:
             self._ledger.move_job(self._job.id, expect=("queued",), to="running")
             self._job = self._ledger.job(self._job.id)
         trials = [trial for trial in self._ledger.trials(self._job.id) if trial.at_work]
-        self._stored = self._ledger.stages(plan.key for trial in trials for plan in self._plans(trial))
+        chains = [chain for trial in trials for chain in self._plans(trial).values()]
+        self._stored = self._ledger.stages({plan.key for chain in chains for plan in chain})
         reason = self._spent(self._ledger.trials(self._job.id))
         for trial in trials:
             # Once the search is over, what has been finished is still taken in, and nothing more is asked for.
             if reason is None or self._finished(trial):
-                self._advance_trial(trial)
+                self._advance_trial(trial, over=reason is not None)
         if self._fill(reason):
             return
         verdict = Ending(self._ledger, self._job, self._desk.planner, self._want).advance()
@@ -221,54 +223,80 @@ class JobStep:
 
     # ------------------------------------------------------------------------------------ trials
 
-    def _advance_trial(self, trial: TrialRecord) -> None:
-        stages = self._want(self._plans(trial))
+    def _advance_trial(self, trial: TrialRecord, *, over: bool = False) -> None:
+        """Takes in what has come about and asks for what is due.
+
+        Args:
+            trial: The trial.
+            over: The search is: files of lower precisions that are not there yet are not waited for.
+        """
         if trial.state == "costing":
-            if not self._spec.budget.needs_device:
-                self._train(trial, trial.cost)
-            elif failed_stage(stages) is not None:
-                self._fail_trial(trial, stages)
-            elif stages[-1].result is not None:
-                self._judge(trial, trial.cost.merged(measured_cost(stages[-1].result.metrics)))
-        elif failed_stage(stages) is not None:
+            self._cost(trial)
+            return
+        chains = self._plans(trial)
+        stages = self._want(chains.pop(PRECISIONS[0]))
+        if failed_stage(stages) is not None:
             self._fail_trial(trial, stages)
-        elif stages[-1].result is not None:
-            level = self._level(trial)
-            if level == self._desk.planner.levels[-1]:
-                self._deploy(trial, stages)
-            else:
-                self._pause(trial, stages[-1].result.metrics["val"], level)
+        elif stages[-1].result is None:
+            return
+        elif (level := self._level(trial)) != self._desk.planner.levels[-1]:
+            self._pause(trial, stages[-1].result.metrics["val"], level)
+        else:
+            lower = {} if over else {name: self._want(chain) for name, chain in chains.items()}
+            if all(chain[-1].result is not None or failed_stage(chain) is not None for chain in lower.values()):
+                self._deploy(trial, {PRECISIONS[0]: stages, **lower})
+
+    def _cost(self, trial: TrialRecord) -> None:
+        """Sends a trial to its training once a precision of its network meets the limits that need a device."""
+        if not self._spec.budget.needs_device:
+            self._train(trial, trial.cost)
+            return
+        costs: list[Cost] = []
+        for precision, plans in self._plans(trial).items():
+            stages = self._want(plans)
+            if failed_stage(stages) is not None:
+                if precision == PRECISIONS[0]:
+                    self._fail_trial(trial, stages)
+                    return
+                continue
+            if stages[-1].result is None:
+                return
+            costs.append(trial.cost.merged(measured_cost(stages[-1].result.metrics)))
+            if not self._spec.budget.excess(costs[-1]):
+                self._train(trial, costs[-1])
+                return
+        self._rule_out(trial, min(costs, key=lambda cost: max(self._spec.budget.excess(cost).values())))
 
     def _finished(self, trial: TrialRecord) -> bool:
         """True when what it trains for has a result."""
-        plans = self._plans(trial) if trial.state == "training" else ()
+        plans = self._plans(trial)[PRECISIONS[0]] if trial.state == "training" else ()
         last = self._stored.get(plans[-1].key) if plans else None
         return last is not None and last.result is not None
 
-    def _plans(self, trial: TrialRecord) -> tuple[StagePlan, ...]:
-        """The stages of its present phase."""
+    def _plans(self, trial: TrialRecord) -> dict[str, tuple[StagePlan, ...]]:
+        """The stages of its present phase, by precision."""
         if trial.state == "training":
-            return self._desk.stages(trial.candidate, self._level(trial))
-        return self._desk.planner.costing(trial.candidate).stages if self._spec.budget.needs_device else ()
+            return dict(self._desk.stages(trial.candidate, self._level(trial)))
+        if not self._spec.budget.needs_device:
+            return {}
+        costing = self._desk.planner.costing
+        return {name: costing(trial.candidate, name).stages for name in self._spec.precisions}
 
     def _level(self, trial: TrialRecord) -> int:
         """The epochs that it is on the way to."""
         return next(level for level in self._desk.planner.levels if level > (trial.epochs or 0))
 
-    def _judge(self, trial: TrialRecord, cost: Cost) -> None:
+    def _rule_out(self, trial: TrialRecord, cost: Cost) -> None:
         excess = self._spec.budget.excess(cost)
-        if not excess:
-            self._train(trial, cost)
-            return
         reason = "beyond " + ", ".join(f"{name} (x{ratio:.2f})" for name, ratio in sorted(excess.items()))
         self._ledger.move_trial(self._job.id, trial.number, expect="costing", to="infeasible", cost=cost, reason=reason)
 
     def _train(self, trial: TrialRecord, cost: Cost) -> None:
         """Sends a trial on to its next rung."""
-        plans = self._desk.stages(trial.candidate, self._level(trial))
-        keys = [plan.key for plan in plans]
+        chains = self._desk.stages(trial.candidate, self._level(trial))
+        keys = [plan.key for plan in unique([plan for chain in chains.values() for plan in chain])]
         self._ledger.move_trial(self._job.id, trial.number, expect=trial.state, to="training", cost=cost, stages=keys)
-        self._want(plans)
+        self._want(chains[PRECISIONS[0]])
 
     def _pause(self, trial: TrialRecord, val: Mapping[str, Json], level: int) -> None:
         accuracy = val["correct"] / val["total"]
@@ -281,16 +309,22 @@ class JobStep:
         reason = f"stage {stage.plan.kind} failed: {stage.reason}" if stage else None
         self._ledger.move_trial(self._job.id, trial.number, expect=trial.state, to="failed", reason=reason)
 
-    def _deploy(self, trial: TrialRecord, stages: list[StageRecord]) -> None:
-        deployment = deployed(self._job, trial, stages)
-        self._ledger.add_deployment(deployment)
+    def _deploy(self, trial: TrialRecord, chains: Mapping[str, list[StageRecord]]) -> None:
+        """Stores what has come of a trial: a failure of a lower precision costs that file, not the model."""
+        faults = {name: stage for name, chain in chains.items() if (stage := failed_stage(chain)) is not None}
+        lost = {name: f"stage {stage.plan.kind} failed: {stage.reason}" for name, stage in faults.items()}
+        there = {name: chain for name, chain in chains.items() if name not in lost}
+        family = deployed(self._job, trial, there, self._desk.space.sent_bytes(trial.candidate.image_size), lost)
+        for deployment in family:
+            self._ledger.add_deployment(deployment)
+        chosen = reference(family, self._spec)
         self._ledger.move_trial(
             self._job.id,
             trial.number,
             expect="training",
             to="done",
-            cost=deployment.cost,
-            accuracy=deployment.validation.value,
+            cost=chosen.cost,
+            accuracy=chosen.chosen_by.value,
             epochs=self._desk.planner.levels[-1],
         )
 

@@ -144,11 +144,16 @@ def in_doubt(deployments: Sequence[Deployment], front_ids: Collection[str], obje
         objectives: Costs that it is drawn over, by name in ``Cost``.
 
     Returns:
-        In the order given. Nothing where it is not kept which pictures each tells right.
+        In the order given, one for each trial: the first of its family. Nothing where it is not kept which pictures
+        each tells right.
     """
     tables = _tables(deployments, objectives)
     kept = [] if tables is None else significant_front(*tables)
-    return [deployments[index].id for index in kept if deployments[index].id not in front_ids]
+    found: dict[int, str] = {}
+    for index in kept:
+        if deployments[index].id not in front_ids:
+            found.setdefault(deployments[index].trial_number, deployments[index].id)
+    return list(found.values())
 
 
 # ---------------------------------------------------------------------------------------- helpers
@@ -157,10 +162,10 @@ def in_doubt(deployments: Sequence[Deployment], front_ids: Collection[str], obje
 def _tables(deployments: Sequence[Deployment], objectives: Sequence[str]) -> tuple[list[list[float]], Bools] | None:
     """Costs and pictures told right; None for fewer than two, or where the pictures are not known or not the same."""
     bits = [item.details.get("right") for item in deployments]
-    if len(deployments) < 2 or not all(bits) or len({item.validation.total for item in deployments}) > 1:
+    if len(deployments) < 2 or not all(bits) or len({item.chosen_by.total for item in deployments}) > 1:
         return None
     packed = np.array([np.frombuffer(bytes.fromhex(each), dtype=np.uint8) for each in bits if each])
-    right = np.unpackbits(packed, axis=1, count=deployments[0].validation.total).astype(np.bool_)
+    right = np.unpackbits(packed, axis=1, count=deployments[0].chosen_by.total).astype(np.bool_)
     return [[item.objective(name) for name in objectives] for item in deployments], right
 
 

@@ -7,22 +7,28 @@ from run to run and a seed must make a serial run repeatable.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from stillhouse.search.catalogue import Catalogue
-from stillhouse.search.domain import Candidate, Size, StageKind, StagePlan
+from stillhouse.search.domain import Candidate, Json, Size, StageKind, StagePlan
 from stillhouse.search.plan import Planner
 
 TRAIN_S_PER_MAC, TRAIN_S_PER_PICTURE = 1.6e-10, 2e-3
 """Of one picture through forward, backward and step on one CPU thread (docs/benchmarks/search_table.json)."""
 FORWARD = 1 / 3
 """Share of a training step that a forward pass takes."""
-EXPORT_S, MEASURE_S, PROBE_S, INGEST_S_PER_PICTURE = 10.0, 3.0, 1.0, 0.01
+EXPORT_S, CONVERT_S, MEASURE_S, PROBE_S, INGEST_S_PER_PICTURE = 10.0, 4.0, 3.0, 1.0, 0.01
 BATCH = 32
 """Pictures a training step."""
 UNKNOWN_MACS = 4e9
 """Taken for a network that the catalogue does not hold (a teacher), at 224 x 224."""
+
+
+def pictures_of(summary: Mapping[str, Json], classes: int) -> int:
+    """Pictures in the training split of the first so many classes, taken to be equally large; 0 of no data set."""
+    known = len(summary.get("classes", ()))
+    return round(int(summary["splits"]["train"]) * min(classes, known) / known) if known else 0
 
 
 class Effort:
@@ -43,13 +49,23 @@ class Effort:
         if plan.kind in (StageKind.TEACHER, StageKind.ASSISTANT, StageKind.STUDENT):
             epochs: int = spec.get("until", spec["epochs"]) - plan.hints.get("resumed", 0)
             size, stem = spec.get("network_size", spec.get("size")), spec.get("stem", "stock")
-            return epochs * self.pictures * self._picture(self.macs(spec["arch"], Size.parse(size), stem))
+            return epochs * self.epoch(spec["arch"], Size.parse(size), stem)
         if plan.kind is StageKind.TARGETS:
             macs = self.macs(plan.hints.get("arch", ""), Size.parse(spec["size"]), "stock")
             return FORWARD * int(spec["views"]) * self.pictures * self._picture(macs)
         if plan.kind is StageKind.INGEST:
             return INGEST_S_PER_PICTURE * self.pictures
+        if plan.kind is StageKind.EXPORT and "onnx" in plan.inputs:
+            return CONVERT_S
         return {StageKind.EXPORT: EXPORT_S, StageKind.MEASURE: MEASURE_S}.get(plan.kind, PROBE_S)
+
+    def epoch(self, arch: str, size: Size, stem: str) -> float:
+        """Expected seconds of an epoch of training on one CPU thread."""
+        return self.trained(self.macs(arch, size, stem))
+
+    def trained(self, macs: float) -> float:
+        """Expected seconds of an epoch of training of a network with so many MACs."""
+        return self.pictures * self._picture(macs)
 
     def macs(self, arch: str, size: Size, stem: str) -> float:
         """MACs at any size: of the nearest cell, scaled by pixels."""
@@ -103,7 +119,9 @@ class Prices:
 
     def student(self, candidate: Candidate, epochs: int) -> float:
         """From its student's start, or what is left after so many epochs, to a measured file."""
-        return (self._planner.spec.epochs.student - epochs) * self._priced(candidate)[1] + EXPORT_S + MEASURE_S
+        spec = self._planner.spec
+        files = EXPORT_S + MEASURE_S + (len(spec.precisions) - 1) * (CONVERT_S + MEASURE_S)
+        return (spec.epochs.student - epochs) * self._priced(candidate)[1] + files
 
     def mentors(self, candidate: Candidate) -> Mentors:
         """Key and seconds of each stage that comes before its student."""

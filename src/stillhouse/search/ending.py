@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stillhouse.search.domain import Accuracy, Deployment, Json, StagePlan, StageResult, content_key
+from stillhouse.search.domain import Accuracy, Deployment, Json, StagePlan
+from stillhouse.search.family import failed_stage, model_id, picture_details, result_of
 from stillhouse.search.job import UNMET, JobRecord, StageRecord, TrialRecord
 from stillhouse.search.pareto import deployment_front
-from stillhouse.search.plan import Planner, baselines, measured_cost, variant_of
+from stillhouse.search.plan import Planner, baselines, variant_of
 from stillhouse.search.ports import Ledger
 
 Want = Callable[[Iterable[StagePlan]], list[StageRecord]]
@@ -49,17 +50,20 @@ class Ending:
         if not chosen:
             return Verdict("failed", why_empty(self._job, self._ledger.trials(self._job.id), deployments))
         missing = self._missing(chosen, deployments)
-        chains = [self._want(self._planner.training(one.candidate, method).stages) for one, method in missing]
+        chains = [
+            self._want(self._planner.training(one.candidate, method, one.precision).stages) for one, method in missing
+        ]
         # A comparison that fails costs the comparison, not the models that the job was for.
         lost = [said for chain in chains if (said := _fault(chain)) is not None]
-        made = [
-            variant(one, method, chain)
-            for (one, method), chain in zip(missing, chains, strict=True)
-            if chain[-1].result is not None
-        ]
-        for deployment in made:
-            self._ledger.add_deployment(deployment)
-        if len(made) + len(lost) < len(missing):
+        waiting = False
+        for (one, method), chain in zip(missing, chains, strict=True):
+            if chain[-1].result is None:
+                waiting = waiting or _fault(chain) is None
+                continue
+            for own in deployments:
+                if not own.is_baseline and _file_of(own) == _file_of(one):
+                    self._ledger.add_deployment(variant(own, method, chain))
+        if waiting:
             return None
         deployments = self._ledger.deployments(self._job.id)
         verdict = self._read_tests(self._front(deployments), deployments)
@@ -71,82 +75,69 @@ class Ending:
         return deployment_front(deployments, self._job.spec.objectives, self._job.spec.budget)
 
     def _missing(self, chosen: Sequence[Deployment], deployments: Sequence[Deployment]) -> list[tuple[Deployment, str]]:
-        """(deployment, method of a baseline) of the comparisons that are still to be made.
+        """(deployment, method of a baseline) of the comparisons that are still to be made, one for each file.
 
         Args:
             chosen: The front of what the job's own method made. It stays as it is while comparisons come in, so what is
                 compared does not depend on their order; and no other trial can come onto the front by them.
             deployments: All of the job.
         """
-        known = {(item.trial_number, item.variant) for item in deployments}
-        best = max(chosen, key=lambda member: member.validation.value)
+        known = {(*_file_of(item), item.variant, item.quality) for item in deployments}
+        best = max(chosen, key=lambda member: member.chosen_by.value)
+        files = {_file_of(member): member for member in (chosen if self._job.spec.ablate == "all" else [best])}
         return [
             (member, method)
-            for member in (chosen if self._job.spec.ablate == "all" else [best])
+            for file, member in files.items()
             for name, method in baselines(self._job.spec, self._planner.catalogue).items()
-            if (member.trial_number, name) not in known
+            if not all((*file, name, own.quality) in known for own in deployments if _file_of(own) == file)
         ]
 
     def _read_tests(self, front: Sequence[Deployment], deployments: Sequence[Deployment]) -> Verdict | None:
-        """Reads the test split for all variants of the front's members."""
-        waiting = False
-        for member in front:
-            variants = [item for item in deployments if item.trial_number == member.trial_number]
-            if all(item.test is not None for item in variants):
+        """Reads the test split for all files of the front's networks: its members, their families, their variants."""
+        waiting, compared = False, {_file_of(member) for member in front}
+        trials = {member.trial_number for member in front}
+        files: dict[tuple[int, str], list[Deployment]] = {}
+        for item in deployments:
+            if item.trial_number in trials:
+                files.setdefault(_file_of(item), []).append(item)
+        for file, items in files.items():
+            if all(item.test is not None for item in items):
                 continue
-            plans = [self._planner.testing(item.candidate, item.details["method"]) for item in variants]
-            chains = [self._want(plan.stages) for plan in plans]
-            if (fault := next((said for chain in chains if (said := _fault(chain)) is not None), None)) is not None:
+            methods = {str(item.details["method"]): item for item in items}
+            chains = {
+                method: self._want(self._planner.testing(item.candidate, method, item.precision).stages)
+                for method, item in methods.items()
+            }
+            fault = next((said for chain in chains.values() if (said := _fault(chain)) is not None), None)
+            if fault is not None and file in compared:
                 return Verdict("failed", fault)
-            if all(chain[-1].result is not None for chain in chains):
-                self._store_tests(variants, [result_of(chain[-1]).metrics for chain in chains])
-            else:
+            if all(chain[-1].result is not None for chain in chains.values()):
+                self._store_tests(items, {name: result_of(chain[-1]).metrics for name, chain in chains.items()})
+            elif fault is None:
                 waiting = True
         return None if waiting else Verdict("done")
 
-    def _store_tests(self, variants: Sequence[Deployment], metrics: Sequence[Mapping[str, Json]]) -> None:
-        """Stores each variant's test figures and, beside them, those of all others of its trial."""
-        figures = {item.variant: read["accuracy"] for item, read in zip(variants, metrics, strict=True)}
-        for item, read in zip(variants, metrics, strict=True):
+    def _store_tests(self, items: Sequence[Deployment], metrics: Mapping[str, Mapping[str, Json]]) -> None:
+        """Stores each deployment's test figures and, beside them, those of its variants at the same quality."""
+        for item in items:
             if item.test is not None:
                 continue
-            others = {name: figure for name, figure in figures.items() if name != item.variant}
-            details: dict[str, Json] = {"coded": read.get("coded")}
-            self._ledger.set_test(
-                item.id, Accuracy(**read["accuracy"]), details | ({"baselines": others} if others else {})
-            )
-
-
-def deployed(job: JobRecord, trial: TrialRecord, stages: Sequence[StageRecord]) -> Deployment:
-    """The deployment that a trial's last two stages, export and measure, have made."""
-    export, measure = result_of(stages[-2]), result_of(stages[-1])
-    return Deployment(
-        id=_model_id(job.id, trial.number, stages),
-        job_id=job.id,
-        trial_number=trial.number,
-        candidate=trial.candidate,
-        cost=trial.cost.merged(measured_cost(measure.metrics)),
-        precision=str(stages[-2].plan.spec["precision"]),
-        validation=Accuracy(**measure.metrics["accuracy"]),
-        onnx_sha256=export.artifacts["onnx"],
-        preprocess=export.metrics["preprocess"],
-        details={
-            "method": job.spec.method,
-            "variant": variant_of(job.spec.method),
-            "seed": job.spec.seed,
-            "right": measure.metrics.get("right"),
-            "measured": {n: measure.metrics.get(n) for n in ("threads", "runs", "runtime", "host")},
-            "parity": export.metrics.get("parity"),
-        },
-    )
+            read = metrics[str(item.details["method"])]
+            variants = [other for other in items if other.quality == item.quality and other.variant != item.variant]
+            others = {other.variant: metrics[str(other.details["method"])] for other in variants}
+            details: dict[str, Json] = {"coded": _coded(read, item.quality)}
+            if others:
+                details["baselines"] = {name: found["accuracy"] for name, found in others.items()}
+                details["baselines_coded"] = {name: _coded(found, item.quality) for name, found in others.items()}
+            self._ledger.set_test(item.id, Accuracy(**read["accuracy"]), details)
 
 
 def variant(own: Deployment, method: str, stages: Sequence[StageRecord]) -> Deployment:
-    """The network of a deployment at its measured cost, as these stages of a baseline's method trained it."""
+    """The file of a deployment at its measured cost, as these stages of a baseline's method made it."""
     export, measure = result_of(stages[-2]), result_of(stages[-1])
     return replace(
         own,
-        id=_model_id(own.job_id, own.trial_number, stages),
+        id=model_id(own.job_id, own.trial_number, stages, own.quality),
         validation=Accuracy(**measure.metrics["accuracy"]),
         onnx_sha256=export.artifacts["onnx"],
         preprocess=export.metrics["preprocess"],
@@ -156,9 +147,9 @@ def variant(own: Deployment, method: str, stages: Sequence[StageRecord]) -> Depl
             "variant": variant_of(method),
             "is_baseline": True,
             "seed": own.details["seed"],
-            "right": measure.metrics.get("right"),
             "measured": own.details["measured"],
             "parity": export.metrics.get("parity"),
+            **picture_details(measure.metrics, own.details.get("picture", {"quality": own.quality}), own.judged),
         },
     )
 
@@ -167,11 +158,11 @@ def why_empty(job: JobRecord, trials: Sequence[TrialRecord], deployments: Sequen
     """Why no deployment of a job is on its front."""
     budget = job.spec.budget
     if deployments:
-        best = max(deployments, key=lambda d: d.validation.value)
+        best = max(deployments, key=lambda d: d.chosen_by.value)
         excess = ", ".join(sorted(budget.excess(best.cost)))
         beyond = f" and lies beyond {excess}" if excess else ""
         return (
-            f"{UNMET}: of {len(deployments)} trained models the best reaches {best.validation.value:.1%} "
+            f"{UNMET}: of {len(deployments)} trained models the best reaches {best.chosen_by.value:.1%} "
             f"on validation{beyond}; relax min_accuracy or the limit named, or train longer"
         )
     stopped = next((trial for trial in trials if trial.state == "stopped"), None)
@@ -193,22 +184,6 @@ def why_empty(job: JobRecord, trials: Sequence[TrialRecord], deployments: Sequen
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def failed_stage(stages: Iterable[StageRecord]) -> StageRecord | None:
-    """The first stage that failed, if any did."""
-    return next((stage for stage in stages if stage.state == "failed"), None)
-
-
-def result_of(stage: StageRecord) -> StageResult:
-    """The result of a stage that is done.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if stage.result is None:
-        raise ValueError(f"stage {stage.key} is {stage.state}, not done")
-    return stage.result
-
-
 def _fault(chain: Sequence[StageRecord]) -> str | None:
     """What failed in a chain, and why; None while nothing has."""
     failed = failed_stage(chain)
@@ -218,5 +193,12 @@ def _fault(chain: Sequence[StageRecord]) -> str | None:
     return f"stage {failed.plan.kind}{method} failed: {failed.reason}"
 
 
-def _model_id(job_id: str, trial_number: int, stages: Sequence[StageRecord]) -> str:
-    return "mdl_" + content_key([job_id, trial_number, stages[-1].key])[:12]
+def _file_of(deployment: Deployment) -> tuple[int, str]:
+    """Trial and precision: what has an ONNX file of its own for each variant."""
+    return deployment.trial_number, deployment.precision
+
+
+def _coded(metrics: Mapping[str, Json], quality: int | None) -> Json:
+    """Right and total on pictures sent at this quality."""
+    found = metrics["coded"].get(str(quality))
+    return None if found is None else found["accuracy"]

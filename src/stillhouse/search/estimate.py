@@ -141,22 +141,31 @@ def estimate_job(ledger: Ledger, catalogue: Mapping[str, Json], dataset: Dataset
     return estimate(space, device_figures(ledger, planner, space.candidates))
 
 
-def device_figures(ledger: Ledger, planner: Planner, candidates: Iterable[Candidate]) -> dict[Candidate, Cost]:
+Figures = Mapping[Candidate, Mapping[str, Cost]]
+"""What was measured on the job's device, by candidate and precision."""
+
+
+def device_figures(ledger: Ledger, planner: Planner, candidates: Iterable[Candidate]) -> Figures:
     """What has been measured of untrained networks on the job's device, read in one question to the ledger."""
-    keys = {planner.costing(candidate).last.key: candidate for candidate in candidates}
-    stages = ledger.stages(keys)
-    return {keys[key]: measured_cost(stage.result.metrics) for key, stage in stages.items() if stage.result is not None}
+    names = planner.spec.precisions
+    keys = {planner.costing(each, name).last.key: (each, name) for each in candidates for name in names}
+    found: dict[Candidate, dict[str, Cost]] = {}
+    for key, stage in ledger.stages(keys).items():
+        if stage.result is not None:
+            candidate, name = keys[key]
+            found.setdefault(candidate, {})[name] = measured_cost(stage.result.metrics)
+    return found
 
 
-def estimate(space: Space, measured: Mapping[Candidate, Cost]) -> Estimate:
+def estimate(space: Space, measured: Figures) -> Estimate:
     """Counts what fits.
 
     Args:
         space: All candidates of the job with their counted costs.
-        measured: What was measured on the job's device, by candidate.
+        measured: What was measured on the job's device.
     """
     budget = space.spec.budget
-    options = [_option(space, candidate, measured.get(candidate)) for candidate in space.candidates]
+    options = [_option(space, candidate, measured.get(candidate, {})) for candidate in space.candidates]
     beyond = [set(budget.excess(option.cost)) for option in options]
     limits = [name for name in budget.to_json() if name.startswith("max_")]
     fits = [option for option, names in zip(options, beyond, strict=True) if not names]
@@ -185,9 +194,17 @@ def estimate(space: Space, measured: Mapping[Candidate, Cost]) -> Estimate:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _option(space: Space, candidate: Candidate, measured: Cost | None) -> Option:
-    cost = space.bound(candidate)
-    return Option(candidate, cost if measured is None else cost.merged(measured), measured is not None)
+def _option(space: Space, candidate: Candidate, measured: Mapping[str, Cost]) -> Option:
+    """At the first precision that is known to fit; else at the first, unless one that may fit was not measured."""
+    bound = space.bound(candidate)
+    names = [name for name in space.spec.precisions if name in measured]
+    costs = [bound.merged(measured[name]) for name in names]
+    fits = next((cost for cost in costs if not space.spec.budget.excess(cost)), None)
+    if fits is not None:
+        return Option(candidate, fits, measured=True)
+    if len(costs) < len(space.spec.precisions):
+        return Option(candidate, bound, measured=False)
+    return Option(candidate, costs[0], measured=True)
 
 
 def _likely_best(space: Space, options: Sequence[Option]) -> Option | None:

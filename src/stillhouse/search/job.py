@@ -20,6 +20,7 @@ from typing import Any
 
 from stillhouse.search.domain import (
     COST_OBJECTIVES,
+    PRECISIONS,
     Budget,
     Candidate,
     Cost,
@@ -95,6 +96,9 @@ class JobSpec:
         compile: Compiles networks in training where that is possible; for workers with a GPU.
         fit: How pictures are brought to the student's size.
         codec, quality: What ``image_bytes`` is measured with.
+        qualities: Lower qualities (higher ones are passed over) at which each student is read too; where bytes per
+            picture count (``sends``), each is a deployment of its own.
+        precisions: Each trained student is made into a file of each; a lower one is kept where it wins on the device.
         objectives: Costs that the front is drawn over.
         archs: Architectures to consider; empty takes the whole catalogue.
         image_sizes: Picture sizes to consider; empty takes the catalogue's.
@@ -131,6 +135,8 @@ class JobSpec:
     fit: Fit = Fit.SQUASH
     codec: str = "jpeg"
     quality: int = 90
+    qualities: tuple[int, ...] = (50, 75)
+    precisions: tuple[str, ...] = PRECISIONS
     objectives: tuple[str, ...] = ("macs", "image_bytes")
     archs: tuple[str, ...] = ()
     image_sizes: tuple[str, ...] = ()
@@ -164,6 +170,12 @@ class JobSpec:
         _need(self.feature_cache_bytes >= 0, "feature_cache_bytes must be >= 0", self.feature_cache_bytes)
         _need(self.codec in ("jpeg", "webp"), "codec must be jpeg or webp", self.codec)
         _need(1 <= self.quality <= 100, "1 <= quality <= 100 must hold", self.quality)
+        _need(all(1 <= q <= 100 for q in self.qualities), "1 <= q <= 100 must hold in qualities", self.qualities)
+        for name in self.precisions:
+            if name not in PRECISIONS:
+                raise UnknownNameError.among("precision", name, PRECISIONS)
+        object.__setattr__(self, "precisions", tuple(name for name in PRECISIONS if name in self.precisions))
+        _need(PRECISIONS[0] in self.precisions, "precisions must hold fp32, which is what is trained", self.precisions)
         object.__setattr__(self, "ablate", _ABLATE.get(self.ablate, self.ablate))
         _need(self.ablate in ("none", "best", "all"), "ablate must be none, best, all, true or false", self.ablate)
         _need(1 <= self.latency_threads <= 64, "1 <= latency_threads <= 64 must hold", self.latency_threads)
@@ -174,12 +186,23 @@ class JobSpec:
         if self.budget.device != "local":
             raise UnknownNameError.among("device", self.budget.device, ["local"])
 
+    @property
+    def sends(self) -> bool:
+        """True when bytes per picture are limited or minimised: accuracy is then that of pictures as sent."""
+        return "image_bytes" in self.objectives or self.budget.max_image_bytes is not None
+
+    @property
+    def sent_qualities(self) -> tuple[int, ...]:
+        """Qualities that make a deployment each, best first; ``quality`` alone where no picture is sent."""
+        lower = {quality for quality in self.qualities if quality < self.quality and self.sends}
+        return tuple(sorted({self.quality, *lower}, reverse=True))
+
     def to_json(self) -> dict[str, Json]:
         """JSON form; ``from_json`` reads it back."""
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         data["budget"], data["epochs"] = self.budget.to_json(), asdict(self.epochs)
         data["fit"], data["knobs"] = str(self.fit), dict(self.knobs)
-        for name in ("objectives", "archs", "image_sizes", "ladder"):
+        for name in _LISTS:
             data[name] = list(data[name])
         return data
 
@@ -189,9 +212,12 @@ class JobSpec:
         left: dict[str, Any] = dict(data)
         left["budget"], left["epochs"] = Budget.from_json(left["budget"]), Epochs(**left["epochs"])
         left["fit"] = Fit(left["fit"])
-        for name in ("objectives", "archs", "image_sizes", "ladder"):
+        for name in _LISTS & left.keys():
             left[name] = tuple(left[name])
         return cls(**left)
+
+
+_LISTS = frozenset({"objectives", "archs", "image_sizes", "ladder", "qualities", "precisions"})
 
 
 def _need(holds: bool, what: str, came: object) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stillhouse.search.domain import Budget, Deployment
+from stillhouse.search.domain import PRECISIONS, Budget, Deployment
 
 Floats = NDArray[np.float64]
 
@@ -197,9 +197,9 @@ def promotion_order(points: ArrayLike) -> list[int]:
 def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str], budget: Budget) -> list[Deployment]:
     """The deployments that meet the budget and that no other such beats; in order of trial number.
 
-    Costs are the measured ones, and accuracy is that of the validation split: the test split takes no
-    part in choosing. Equal deployments: the one of the earlier trial stays; of one trial's variants, that of the job's
-    own method, then the baselines by name.
+    Costs are the measured ones, and accuracy is that of the validation split (of pictures as sent, where they are): the
+    test split takes no part in choosing. Equal deployments: the one of the earlier trial stays; of one trial's
+    variants, that of the job's own method, then the baselines by name; then the higher precision and quality.
 
     Args:
         deployments: Those of one job.
@@ -210,9 +210,9 @@ def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str
         ValueError: A deployment was not measured in one of the objectives.
     """
     least = budget.min_accuracy or 0.0
-    fitting = [item for item in deployments if item.validation.value >= least and not budget.excess(item.cost)]
-    fitting.sort(key=lambda item: (item.trial_number, item.is_baseline, item.variant, item.id))
-    columns = [[item.validation.value for item in fitting]]
+    fitting = [item for item in deployments if item.chosen_by.value >= least and not budget.excess(item.cost)]
+    fitting.sort(key=_first_kept)
+    columns = [[item.chosen_by.value for item in fitting]]
     columns += [[item.objective(name) for item in fitting] for name in objectives]
     return [fitting[index] for index in front(np.array(columns).T)]
 
@@ -230,12 +230,18 @@ def picks(members: Sequence[Deployment], objectives: Sequence[str]) -> dict[str,
     """
     if not members:
         return {}
-    points = [[item.validation.value, *(item.objective(name) for name in objectives)] for item in members]
+    points = [[item.chosen_by.value, *(item.objective(name) for name in objectives)] for item in members]
     found = {name: members[cheapest_within(points, column)] for column, name in enumerate(objectives, start=1)}
     return {"knee": members[knee(points)], **found}
 
 
 # ---------------------------------------------------------------------------------------- helpers
+
+
+def _first_kept(item: Deployment) -> tuple[int, bool, str, int, int, str]:
+    precision = PRECISIONS.index(item.precision)
+    return item.trial_number, item.is_baseline, item.variant, precision, -(item.quality or 0), item.id
+
 
 _BLOCK = 256
 """Points that are compared at once."""

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from stillhouse.search.domain import DISTILLED, Candidate, Cost, Json, Size, StageKind, StagePlan, TrialPlan
+from stillhouse.search.domain import DISTILLED, PRECISIONS, Candidate, Cost, Json, Size, StageKind, StagePlan, TrialPlan
 from stillhouse.search.errors import UnknownNameError, UserError
 from stillhouse.search.job import DatasetRecord, JobRecord, JobSpec
 from stillhouse.search.rungs import levels
@@ -97,32 +97,31 @@ class Planner:
 
     # ------------------------------------------------------------------------------------- costs
 
-    def costing(self, candidate: Candidate) -> TrialPlan:
+    def costing(self, candidate: Candidate, precision: str = PRECISIONS[0]) -> TrialPlan:
         """Costs on the device, from an untrained export: no picture is read, nothing is trained."""
-        export = self._stage(StageKind.EXPORT, self._network(candidate) | {"precision": "fp32"})
-        return TrialPlan(candidate, (export, self._measure(candidate, export, split=None, latency=True)))
+        spec = self._network(candidate) | {"precision": PRECISIONS[0]}
+        exports = self._converted(candidate, self._stage(StageKind.EXPORT, spec), precision, {})
+        return TrialPlan(candidate, (*exports, self._measure(candidate, exports[-1], split=None, latency=True)))
 
     # ---------------------------------------------------------------------------------- training
 
-    def training(self, candidate: Candidate, method: str | None = None) -> TrialPlan:
+    def training(self, candidate: Candidate, method: str | None = None, precision: str = PRECISIONS[0]) -> TrialPlan:
         """All stages from the teacher to a measured ONNX file on the validation split."""
-        student = self.student(candidate, method or self.spec.method)
-        export = self.export(candidate, student[-1])
         # A baseline is the same network: its trial's latency is its own.
         latency = method in (None, self.spec.method)
-        measure = self._measure(candidate, export, split="val", latency=latency)
-        return TrialPlan(candidate, (*student, export, measure))
+        return self._measured(candidate, method, precision, split="val", latency=latency)
+
+    def family(self, candidate: Candidate) -> dict[str, tuple[StagePlan, ...]]:
+        """``training`` of the job's own method at each of the job's precisions, by name; what is trained first."""
+        return {name: self.training(candidate, precision=name).stages for name in self.spec.precisions}
 
     def rung(self, candidate: Candidate, until: int) -> TrialPlan:
         """The stages up to a student that is trained for the first ``until`` epochs of its schedule."""
         return TrialPlan(candidate, self.student(candidate, self.spec.method, until))
 
-    def testing(self, candidate: Candidate, method: str | None = None) -> TrialPlan:
-        """The same network read on the test split: done for the members of the final front only."""
-        student = self.student(candidate, method or self.spec.method)
-        export = self.export(candidate, student[-1])
-        measure = self._measure(candidate, export, split="test", latency=False)
-        return TrialPlan(candidate, (*student, export, measure))
+    def testing(self, candidate: Candidate, method: str | None = None, precision: str = PRECISIONS[0]) -> TrialPlan:
+        """The same file read on the test split: done for the networks of the final front only."""
+        return self._measured(candidate, method, precision, split="test", latency=False)
 
     @functools.cached_property
     def levels(self) -> tuple[int, ...]:
@@ -144,7 +143,8 @@ class Planner:
         spec = self._network(candidate) | self._recipe(candidate.arch, self.spec.epochs.student) | self._learning()
         spec |= {"method": method, "knobs": knobs, "large_size": _square(large)}
         if self.spec.codec_share:
-            spec["codec"] = {"name": self.spec.codec, "quality": self.spec.quality, "share": self.spec.codec_share}
+            sent, share = self.spec.sent_qualities, self.spec.codec_share
+            spec["codec"] = {"name": self.spec.codec, "quality": sent[0], "lowest": sent[-1], "share": share}
         stage: StagePlan | None = None
         for level in self.levels[:-1] if method == self.spec.method else ():
             stage = self._student(spec | {"until": level}, inputs, stage)
@@ -202,8 +202,33 @@ class Planner:
 
     def export(self, candidate: Candidate, student: StagePlan) -> StagePlan:
         """The student as an ONNX file, checked against torch on pictures of the data set."""
-        spec = self._network(candidate) | {"precision": "fp32"}
+        spec = self._network(candidate) | {"precision": PRECISIONS[0]}
         return self._stage(StageKind.EXPORT, spec, {"model": student.key, "dataset": self.dataset_key})
+
+    def _converted(
+        self, candidate: Candidate, export: StagePlan, precision: str, inputs: Mapping[str, str]
+    ) -> tuple[StagePlan, ...]:
+        """An export, and after it the stage that makes it a file of a lower precision.
+
+        Args:
+            candidate: Its network.
+            export: At the precision that is trained.
+            precision: What is wanted.
+            inputs: The data set to calibrate on and to compare with; none for an untrained network.
+        """
+        if precision == PRECISIONS[0]:
+            return (export,)
+        spec = self._network(candidate) | {"precision": precision}
+        return export, self._stage(StageKind.EXPORT, spec, {"onnx": export.key, **inputs})
+
+    def _measured(
+        self, candidate: Candidate, method: str | None, precision: str, *, split: str, latency: bool
+    ) -> TrialPlan:
+        student = self.student(candidate, method or self.spec.method)
+        data = {"dataset": self.dataset_key}
+        exports = self._converted(candidate, self.export(candidate, student[-1]), precision, data)
+        measure = self._measure(candidate, exports[-1], split=split, latency=latency)
+        return TrialPlan(candidate, (*student, *exports, measure))
 
     # ----------------------------------------------------------------------------------- helpers
 
@@ -270,7 +295,7 @@ class Planner:
             "image_size": str(candidate.image_size),
             "fit": str(self.spec.fit),
             "codec": self.spec.codec,
-            "quality": self.spec.quality,
+            "qualities": list(self.spec.sent_qualities),
         }
         inputs = {"onnx": export.key} | ({"dataset": self.dataset_key} if split else {})
         return self._stage(StageKind.MEASURE, spec, inputs)

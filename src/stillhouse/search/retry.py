@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from stillhouse.search.domain import StagePlan
 from stillhouse.search.job import UNMET, JobRecord
-from stillhouse.search.plan import baselines, planner
+from stillhouse.search.plan import baselines, planner, unique
 from stillhouse.search.ports import Ledger
 
 
@@ -18,10 +19,13 @@ def retry(ledger: Ledger, job: JobRecord) -> JobRecord:
     dataset = ledger.dataset(job.spec.dataset)
     plan = planner(job, dataset, ledger.catalogue() or {})
     for trial in ledger.trials(job.id):
-        stages = [*plan.costing(trial.candidate).stages]
-        for method in (job.spec.method, *baselines(job.spec, plan.catalogue).values()):
-            stages += [*plan.training(trial.candidate, method).stages, *plan.testing(trial.candidate, method).stages]
-        for stage in stages:
+        stages: list[StagePlan] = []
+        for precision in job.spec.precisions:
+            stages += plan.costing(trial.candidate, precision).stages
+            for method in (job.spec.method, *baselines(job.spec, plan.catalogue).values()):
+                stages += plan.training(trial.candidate, method, precision).stages
+                stages += plan.testing(trial.candidate, method, precision).stages
+        for stage in unique(stages):
             ledger.reopen_stage(stage)
         if trial.state == "failed":
             ledger.move_trial(job.id, trial.number, expect="failed", to="costing")

@@ -33,8 +33,8 @@ FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
 SAME_SHAPE = 1.04
 """How much a picture may be stretched to a network size of its own shape, one side against the other."""
 
-BYTES_PER_PARAM = 3.6
-"""Least ONNX bytes per fp32 parameter: 4, less the batch norms that the export folds away."""
+BYTES_PER_PARAM = {"fp32": 3.6, "fp16": 1.8, "int8": 0.9}
+"""Least ONNX bytes per parameter: 4, 2 or 1, less the batch norms that the export folds away."""
 
 _OTHER_ARCH, _OTHER_STEM = 1.0, 0.25
 """Distance of two candidates that differ in this alone; a doubled side or 4x the MACs count 1."""
@@ -61,7 +61,11 @@ class Space:
         for name in spec.archs:
             catalogue.check_arch(name)
         self._archs = sorted(set(spec.archs) or catalogue.archs)
-        self._curve = ByteCurve(summary.get("curve", ()), fit=str(spec.fit), codec=spec.codec, quality=spec.quality)
+        rows = summary.get("curve", ())
+        self._curves = {
+            quality: ByteCurve(rows, fit=str(spec.fit), codec=spec.codec, quality=quality)
+            for quality in spec.sent_qualities
+        }
         self._image_bytes: dict[Size, float] = {}
         self._costs = {
             candidate: self._compute(candidate)
@@ -82,9 +86,9 @@ class Space:
         return self._costs.get(plain) or self._compute(plain)
 
     def bound(self, candidate: Candidate) -> Cost:
-        """``cost`` with the least that the fp32 model file can take as ``model_bytes``."""
-        cost = self.cost(candidate)
-        return dataclasses.replace(cost, model_bytes=math.ceil(BYTES_PER_PARAM * (cost.params or 0)))
+        """``cost`` with the least that the model file can take, at the job's lowest precision, as ``model_bytes``."""
+        cost, least = self.cost(candidate), min(BYTES_PER_PARAM[name] for name in self.spec.precisions)
+        return dataclasses.replace(cost, model_bytes=math.ceil(least * (cost.params or 0)))
 
     def macs(self, candidate: Candidate) -> int | None:
         """MACs of a candidate of this space; None for a combination that is no cell."""
@@ -103,7 +107,11 @@ class Space:
 
     def extrapolated(self, image_size: Size) -> bool:
         """True when ``image_bytes`` at this size lies outside what was measured."""
-        return self._curve.extrapolated(image_size)
+        return self._curves[self.spec.quality].extrapolated(image_size)
+
+    def sent_bytes(self, image_size: Size) -> dict[int, float]:
+        """Mean bytes per picture at each of the job's qualities, the best first."""
+        return {quality: curve.bytes(image_size) for quality, curve in self._curves.items()}
 
     # ------------------------------------------------------------------------------- candidates
 
@@ -155,8 +163,11 @@ class Space:
         return Cost(macs=macs, params=params, image_bytes=self._bytes(size), image_size=size)
 
     def _bytes(self, size: Size) -> float:
+        """At the best quality that meets the budget; at the lowest when none does."""
         if size not in self._image_bytes:
-            self._image_bytes[size] = self._curve.bytes(size)
+            found = list(self.sent_bytes(size).values())
+            limit = self.spec.budget.max_image_bytes
+            self._image_bytes[size] = next((each for each in found if limit is None or each <= limit), found[-1])
         return self._image_bytes[size]
 
     def _image_sizes(self) -> list[Size]:

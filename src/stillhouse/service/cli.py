@@ -90,6 +90,8 @@ def run(
     ] = "none",
     codec: Annotated[str, typer.Option(help="How pictures are sent: jpeg or webp.", rich_help_panel=SEARCH)] = "jpeg",
     quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.", rich_help_panel=SEARCH)] = 90,
+    qualities: options.Qualities = options.QUALITIES,
+    precisions: options.Precisions = options.PRECISIONS,
     latency_threads: Annotated[int, typer.Option(help="CPU threads in latency.", rich_help_panel=SEARCH)] = 1,
     teacher: Annotated[
         str, typer.Option(help="NAME or NAME:CHECKPOINT.safetensors.", rich_help_panel=TRAINING)
@@ -126,39 +128,10 @@ def run(
     with _messages():
         platform = Platform(Settings.load())
         name, checkpoint = _teacher(platform, teacher)
-        spec = JobSpec(
-            dataset="",
-            budget=options.budget_of(given, budget),
-            classes=classes,
-            trials=trials,
-            seed=seed,
-            sampler=sampler,
-            eta=eta,
-            max_wall_s=max_wall_s,
-            max_device_s=max_device_s,
-            min_gain=min_gain,
-            method=method,
-            knobs=_knobs(knob or []),
-            teacher=name,
-            teacher_checkpoint=checkpoint,
-            teacher_size=teacher_size,
-            epochs=Epochs.parse(epochs),
-            views=views,
-            ladder=_sides(ladder),
-            mixup=mixup,
-            ema=ema,
-            schedule=schedule,
-            compile=compile,
-            codec_share=codec_share,
-            fit=fit,
-            codec=codec,
-            quality=quality,
-            objectives=options.words(objectives),
-            archs=options.words(archs),
-            image_sizes=options.words(image_sizes),
-            ablate=ablate,
-            latency_threads=latency_threads,
-        )
+        read = {"knobs": _knobs(knob or []), "epochs": Epochs.parse(epochs)}
+        started_from = {"teacher": name, "teacher_checkpoint": checkpoint}
+        search = options.search_of(given) | read | started_from
+        spec = JobSpec(dataset="", budget=options.budget_of(given, budget), **search)
         _run(platform, data, spec, out, skip_faults)
 
 
@@ -307,13 +280,6 @@ def _knobs(pairs: list[str]) -> dict[str, float | int | str | bool]:
             raise UserError(f"--knob is written NAME=VALUE, such as gamma=10, but got {pair!r}")
         knobs[name] = yaml.safe_load(value)
     return knobs
-
-
-def _sides(text: str) -> tuple[int, ...]:
-    words = options.words(text)
-    if not all(word.isdecimal() for word in words):
-        raise UserError(f"--ladder is written as sides in pixels, falling, such as 128,96, but got {text!r}")
-    return tuple(int(word) for word in words)
 
 
 app.command("estimate")(estimate_command(_messages))

@@ -52,6 +52,8 @@ def command(messages: Callable[[], AbstractContextManager[None]]) -> Callable[..
         classes: Annotated[int | None, typer.Option(help="First N classes only.")] = None,
         codec: Annotated[str, typer.Option(help="How pictures are sent: jpeg or webp.")] = "jpeg",
         quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.")] = 90,
+        qualities: options.Qualities = options.QUALITIES,
+        precisions: options.Precisions = options.PRECISIONS,
         latency_threads: Annotated[int, typer.Option(help="CPU threads in latency.")] = 1,
         fit: Annotated[Fit, typer.Option(help="How pictures are fitted.")] = Fit.SQUASH,
         skip_faults: Annotated[bool, typer.Option(help="Leave unreadable pictures out and go on.")] = False,
@@ -64,19 +66,7 @@ def command(messages: Callable[[], AbstractContextManager[None]]) -> Callable[..
         given = dict(locals())
         with messages():
             platform = Platform(Settings.load())
-            spec = JobSpec(
-                dataset="",
-                budget=options.budget_of(given, budget),
-                archs=options.words(archs),
-                image_sizes=options.words(image_sizes),
-                objectives=options.words(objectives),
-                teacher_size=teacher_size,
-                classes=classes,
-                codec=codec,
-                quality=quality,
-                latency_threads=latency_threads,
-                fit=fit,
-            )
+            spec = JobSpec(dataset="", budget=options.budget_of(given, budget), **options.search_of(given))
             found = _answered(platform, data, spec, skip_faults)
             if as_json:
                 typer.echo(json.dumps(found.to_json(), indent=2))

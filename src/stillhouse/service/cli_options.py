@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ import typer
 import yaml
 
 from stillhouse.search.domain import Budget, Json
-from stillhouse.search.errors import BudgetError
+from stillhouse.search.errors import BudgetError, UserError
+from stillhouse.search.job import JobSpec
 
 BUDGET, SEARCH, TRAINING = "Budget (each limit optional)", "Search", "Training"
 
@@ -33,6 +35,13 @@ MaxMemoryBytes = Annotated[float | None, _limit("Peak memory of inference on --d
 MinAccuracy = Annotated[float | None, _limit("Least top-1 accuracy on validation, between 0 and 1.")]
 Device = Annotated[str | None, _limit("Device that latency and memory are measured on [default: local].")]
 BudgetFile = Annotated[Path | None, _limit("YAML file with the same limits (max_macs: 60e6 ...); flags win.")]
+
+Qualities = Annotated[
+    str, typer.Option(help="Lower qualities that models are read at too, or none.", rich_help_panel=SEARCH)
+]
+Precisions = Annotated[str, typer.Option(help="Files of each model: fp32,fp16,int8.", rich_help_panel=SEARCH)]
+QUALITIES = ",".join(str(quality) for quality in JobSpec.qualities)
+PRECISIONS = ",".join(JobSpec.precisions)
 
 LIMITS = (
     "max_macs",
@@ -65,9 +74,35 @@ def budget_of(options: Mapping[str, Json], file: Path | None) -> Budget:
     return Budget.from_json(_budget_file(file) | given)
 
 
+def search_of(options: Mapping[str, Json]) -> dict[str, Json]:
+    """The fields of a job's spec among a command's options, lists read from their text.
+
+    Raises:
+        UserError: A list cannot be read.
+    """
+    found = {field.name: options[field.name] for field in fields(JobSpec) if field.name in options}
+    for name in found.keys() & {"archs", "image_sizes", "objectives", "precisions"}:
+        found[name] = words(found[name])
+    for name in found.keys() & {"ladder", "qualities"}:
+        found[name] = whole_numbers(name, found[name])
+    return {name: value for name, value in found.items() if name != "budget"}
+
+
 def words(text: str) -> tuple[str, ...]:
     """Comma-separated words."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    """Comma-separated whole numbers; none for an empty text or ``none``.
+
+    Raises:
+        UserError: Something else stands there.
+    """
+    found = () if text.strip() == "none" else words(text)
+    if not all(word.isdecimal() for word in found):
+        raise UserError(f"--{name} is written as whole numbers, such as 128,96, but got {text!r}")
+    return tuple(int(word) for word in found)
 
 
 def _budget_file(path: Path | None) -> dict[str, Json]:

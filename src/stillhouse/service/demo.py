@@ -7,7 +7,7 @@ from rich.table import Table
 
 from stillhouse.search.domain import Accuracy, Budget
 from stillhouse.search.job import Epochs, JobSpec
-from stillhouse.service.report import baseline_figures, trained, upset, variant_words
+from stillhouse.service.report import baseline_figures, by_accuracy, trained, upset, variant_words
 from stillhouse.service.run import BUILTIN, Outcome
 
 
@@ -30,11 +30,12 @@ def demo_request(data: str) -> JobSpec:
 
 def print_comparison(outcome: Outcome, console: Console) -> None:
     """Prints each compared model beside the same network trained in other ways, at the same size and epochs."""
-    spec = outcome.job.spec
-    for member in outcome.front:
+    spec, told = outcome.job.spec, set[str]()
+    for member in by_accuracy(outcome.front):
         figures = baseline_figures(member)
-        if not figures or member.test is None:
-            continue
+        if not figures or member.test is None or member.onnx_sha256 in told:
+            continue  # one file may be on the front at several picture qualities
+        told.add(member.onnx_sha256)
         table = Table(title=f"What the teacher is worth: {member.candidate}", title_justify="left")
         table.add_column("training")
         table.add_column("epochs", justify="right")

@@ -1,12 +1,16 @@
 """What a finished job is told as: ``front.json``, ``front.png``, and a table for the terminal.
 
-``front.json`` is a list, most accurate first. ``image_size`` and ``network_size`` are one integer for a
-square size (so that a script can compare it with a limit) and ``[height, width]`` for any other.
-``accuracy`` is that of the ONNX file on ``split``: ``test`` for members of a finished job's front, else
-``val``; ``accuracy_low`` and ``accuracy_high`` are its 95 % Wilson interval. ``image_bytes`` is the mean
-over the data set's own pictures at ``codec`` and ``quality``. ``variant`` says how the network in ``file`` was trained
+``front.json`` is a list, most accurate first, by the accuracy that counts. ``image_size`` and ``network_size`` are one
+integer for a square size (so that a script can compare it with a limit) and ``[height, width]`` for any other.
+``accuracy`` is that of the ONNX file on ``split``: ``test`` for members of a finished job's front, else ``val``;
+``accuracy_low`` and ``accuracy_high`` are its 95 % Wilson interval. ``image_bytes`` is the mean over the data set's own
+pictures at ``codec`` and ``quality``; ``accuracy_coded`` is the accuracy on pictures that went through that codec, and
+the one that counts (``judged`` is ``coded``) where a job limits or minimises bytes per picture: one file may then be
+several entries, one for each quality that is worth its bytes.
+``variant`` says how the network in ``file`` was trained
 (``distilled``, ``no_teacher`` or ``plain_kd``); ``baselines`` holds the test figures of the same network trained in the
-other ways, and ``note`` says so where one of them beat the job's own method.
+other ways, and ``note`` says so where one of them beat the job's own method. ``left_out`` says which precisions are
+not offered for this network, and why.
 """
 
 from __future__ import annotations
@@ -71,10 +75,16 @@ def upset(deployment: Deployment) -> str | None:
     return f"{variant_words(deployment.variant)} beat {variant_words(own)} on validation, and is what is shipped"
 
 
-def baseline_figures(deployment: Deployment) -> dict[str, Accuracy]:
-    """Test accuracy of the same network trained in other ways, by variant; empty where it was not compared."""
-    found: Mapping[str, Json] = deployment.details.get("baselines") or {}
-    return {name: Accuracy(**entry) for name, entry in found.items()}
+def baseline_figures(deployment: Deployment, *, judged: str = "plain") -> dict[str, Accuracy]:
+    """Test accuracy of the same network trained in other ways, by variant; empty where it was not compared.
+
+    Args:
+        deployment: Of a front.
+        judged: ``plain``, or ``coded`` for that on pictures as sent.
+    """
+    name = "baselines_coded" if judged == "coded" else "baselines"
+    found: Mapping[str, Json] = deployment.details.get(name) or {}
+    return {name: Accuracy(**entry) for name, entry in found.items() if entry is not None}
 
 
 def front_entry(deployment: Deployment, *, file: str | None) -> dict[str, Json]:
@@ -86,7 +96,7 @@ def front_entry(deployment: Deployment, *, file: str | None) -> dict[str, Json]:
     """
     candidate, cost, details = deployment.candidate, deployment.cost, deployment.details
     accuracy = deployment.test or deployment.validation
-    coded = details.get("coded") or {}
+    coded = deployment.coded if deployment.test is None else deployment.coded_test
     return {
         "model": deployment.id,
         "arch": candidate.arch,
@@ -104,13 +114,17 @@ def front_entry(deployment: Deployment, *, file: str | None) -> dict[str, Json]:
         "split": "val" if deployment.test is None else "test",
         "test_pictures": None if deployment.test is None else deployment.test.total,
         "val_accuracy": deployment.validation.value,
-        "accuracy_coded": coded["correct"] / coded["total"] if coded else None,
-        "codec": coded.get("codec"),
-        "quality": coded.get("quality"),
+        **_shares(coded, "accuracy_coded"),
+        "val_accuracy_coded": None if deployment.coded is None else deployment.coded.value,
+        "judged": deployment.judged,
+        "codec": (details.get("picture") or {}).get("codec"),
+        "quality": deployment.quality,
         "variant": deployment.variant,
         "baselines": {name: _shares(figure) for name, figure in baseline_figures(deployment).items()},
         "note": upset(deployment),
+        "baselines_coded": {n: _shares(f) for n, f in baseline_figures(deployment, judged="coded").items()},
         "precision": deployment.precision,
+        "left_out": dict(details.get("left_out") or {}),
         "method": details.get("method"),
         "seed": details.get("seed"),
         "latency_threads": (details.get("measured") or {}).get("threads"),
@@ -150,7 +164,10 @@ def front_table(front: Sequence[Deployment]) -> Table:
     table.add_column("network", overflow="fold")
     table.add_column("pixels", no_wrap=True)
     table.add_column("stem", no_wrap=True)
-    for name in ("M\nMACs", "model\nkB", "image\nkB", "\nms", "acc.\n%", "95 %\nint.", "sent\n%"):
+    files = len({member.precision for member in front}) > 1
+    if files:
+        table.add_column("file", no_wrap=True)
+    for name in ("M\nMACs", "model\nkB", "\nq", "image\nkB", "\nms", "acc.\n%", "95 %\nint.", "sent\n%"):
         table.add_column(name, justify="right", no_wrap=True)
     if compared:
         table.add_column("trained", min_width=10)
@@ -161,22 +178,27 @@ def front_table(front: Sequence[Deployment]) -> Table:
             candidate.arch,
             f"{_side(candidate.image_size)}>{_side(candidate.network_size)}",
             candidate.stem,
+            *([member.precision] if files else []),
             _scaled(cost.macs, 1e6, 1),
             _scaled(cost.model_bytes, 1e3, 0),
+            str(member.quality or "-"),
             _scaled(cost.image_bytes, 1e3, 2),
             _scaled(cost.latency_ms, 1, 2),
             *_percents(accuracy),
-            _share(_coded(member)),
+            _share(member.coded if member.test is None else member.coded_test),
             *([trained(member)] if compared else []),
         )
+        sent = baseline_figures(member, judged="coded")
         for name, figure in baseline_figures(member).items():
-            table.add_row(*[""] * 8, *_percents(figure), "", variant_words(name), style="dim")
+            empty = [""] * (10 if files else 9)
+            through = _share(sent[name]) if name in sent else ""
+            table.add_row(*empty, *_percents(figure), through, variant_words(name), style="dim")
     return table
 
 
 def by_accuracy(front: Sequence[Deployment]) -> list[Deployment]:
-    """Most accurate first, by the test split where it was read; ties by trial number."""
-    return sorted(front, key=lambda member: (-(member.test or member.validation).value, member.trial_number))
+    """Most accurate first, by the accuracy that counts, on the test split where that was read; ties by trial number."""
+    return sorted(front, key=lambda member: (-member.shown.value, member.trial_number, -(member.quality or 0)))
 
 
 # ---------------------------------------------------------------------------------------- picture
@@ -206,7 +228,8 @@ def draw_front(
     handles, labels = figure.axes[0].get_legend_handles_labels()
     for number, member in enumerate(members, start=1):
         handles.append(figure.axes[0].plot([], [], linestyle="none", marker=f"${number}$", color="black")[0])
-        labels.append(str(member.candidate) + (f", {trained(member)}" if baseline_figures(member) else ""))
+        file = f" {member.precision}" + (f" q{member.quality}" if member.judged == "coded" else "")
+        labels.append(str(member.candidate) + file + (f", {trained(member)}" if baseline_figures(member) else ""))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     figure.suptitle("Accuracy over cost: what no other model beats", fontsize=11)
     figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
@@ -222,7 +245,7 @@ def _draw_panel(panel: Axes, others: Sequence[Deployment], members: Sequence[Dep
     steps = _best_of_panel(members, objective)
     panel.plot(*zip(*steps, strict=True), color=_BLUE, alpha=0.45, linewidth=1.6, drawstyle="steps-post", zorder=1)
     for number, member in enumerate(members, start=1):
-        at = (member.objective(objective) / unit, (member.test or member.validation).value * 100)
+        at = (member.objective(objective) / unit, member.shown.value * 100)
         panel.annotate(str(number), at, xytext=(5, 4), textcoords="offset points", fontsize=9)
     costs = [item.objective(objective) for item in (*others, *members)]
     if max(costs) > 3 * min(costs):
@@ -232,7 +255,8 @@ def _draw_panel(panel: Axes, others: Sequence[Deployment], members: Sequence[Dep
     panel.margins(x=0.12)
     panel.tick_params(axis="x", which="both", labelsize=8)
     panel.set_xlabel(label)
-    panel.set_ylabel("top-1 accuracy, %")
+    sent = " on pictures as sent" if members[0].judged == "coded" else ""
+    panel.set_ylabel(f"top-1 accuracy{sent}, %")
     panel.grid(visible=True, which="major", color="#e4e4e4", linewidth=0.6)
     panel.set_axisbelow(True)
 
@@ -242,8 +266,8 @@ def _draw_compared(panel: Axes, members: Sequence[Deployment], objective: str) -
     look: dict[str, Any] = {"color": _ORANGE, "markersize": 5, "markerfacecolor": "white"}
     for number, member in enumerate(members, start=1):
         x = member.objective(objective) / UNITS[objective][0]
-        for name, figure in baseline_figures(member).items():
-            ends = [figure.value * 100, (member.test or member.validation).value * 100]
+        for name, figure in baseline_figures(member, judged=member.judged).items():
+            ends = [figure.value * 100, member.shown.value * 100]
             panel.plot([x, x], ends, color=_ORANGE, linewidth=0.8, linestyle=":")
             panel.plot(x, ends[0], marker=_MARKERS.get(name, "s"), linestyle="none", **look)
             panel.annotate(
@@ -257,7 +281,7 @@ def _draw_compared(panel: Axes, members: Sequence[Deployment], objective: str) -
 def _draw_points(
     panel: Axes, items: Sequence[Deployment], objective: str, *, color: str, marker: str, label: str
 ) -> None:
-    accuracies = [item.test or item.validation for item in items]
+    accuracies = [item.shown for item in items]
     values = [100 * accuracy.value for accuracy in accuracies]
     below = [value - 100 * accuracy.interval()[0] for value, accuracy in zip(values, accuracies, strict=True)]
     above = [100 * accuracy.interval()[1] - value for value, accuracy in zip(values, accuracies, strict=True)]
@@ -278,8 +302,8 @@ def _draw_points(
 def _best_of_panel(members: Sequence[Deployment], objective: str) -> list[tuple[float, float]]:
     """(cost, accuracy in %) of the members that lead in this panel alone, cheapest first."""
     leading: list[tuple[float, float]] = []
-    for member in sorted(members, key=lambda item: (item.objective(objective), -(item.test or item.validation).value)):
-        value = 100 * (member.test or member.validation).value
+    for member in sorted(members, key=lambda item: (item.objective(objective), -item.shown.value)):
+        value = 100 * member.shown.value
         if not leading or value > leading[-1][1]:
             leading.append((member.objective(objective) / UNITS[objective][0], value))
     return leading
@@ -294,9 +318,9 @@ def _sparse(value: float, _position: float) -> str:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _shares(accuracy: Accuracy) -> dict[str, Json]:
-    low, high = accuracy.interval()
-    return {"accuracy": accuracy.value, "accuracy_low": low, "accuracy_high": high}
+def _shares(accuracy: Accuracy | None, name: str = "accuracy") -> dict[str, Json]:
+    low, high = (None, None) if accuracy is None else accuracy.interval()
+    return {name: None if accuracy is None else accuracy.value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _size(size: Size) -> int | list[int]:
@@ -317,14 +341,8 @@ def _percents(accuracy: Accuracy) -> tuple[str, str]:
     return f"{100 * accuracy.value:.1f}", f"{100 * low:.0f}-{100 * high:.0f}"
 
 
-def _share(entry: Json) -> str:
-    return "-" if entry is None else f"{100 * Accuracy(**entry).value:.1f}"
-
-
-def _coded(member: Deployment) -> Json:
-    """Right answers on pictures that went through the codec, or None."""
-    coded = member.details.get("coded")
-    return {"correct": coded["correct"], "total": coded["total"]} if coded else None
+def _share(accuracy: Accuracy | None) -> str:
+    return "-" if accuracy is None else f"{100 * accuracy.value:.1f}"
 
 
 def _caption(front: Sequence[Deployment]) -> str:
@@ -332,10 +350,11 @@ def _caption(front: Sequence[Deployment]) -> str:
         return "no model meets the budget"
     tested = [member.test for member in front if member.test is not None]
     accuracy, split = (tested[0], "test") if len(tested) == len(front) else (front[0].validation, "validation")
-    coded = next((member.details["coded"] for member in front if member.details.get("coded")), None)
     lines = ["pixels: of the picture > inside the network", f"accuracy on {accuracy.total} {split} pictures"]
-    if coded is not None:
-        lines.append(f"sent: the same after {coded['codec']} q{coded['quality']}, which image kB is measured with")
+    codec = next((picture["codec"] for member in front if (picture := member.details.get("picture"))), None)
+    if codec is not None:
+        counts = ": the accuracy that counts" if front[0].judged == "coded" else ""
+        lines.append(f"sent: the same after {codec} at quality q, which image kB is measured with{counts}")
     if any(baseline_figures(member) for member in front):
         lines.append("below a model: the same network trained in other ways, for comparison")
     for number, member in enumerate(by_accuracy(front), start=1):

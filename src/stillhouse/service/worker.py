@@ -38,6 +38,9 @@ from stillhouse.service.own_networks import own_networks
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 
+CALIBRATION, COMPARED = 128, 256
+"""Training pictures that int8 is calibrated on, and validation pictures that a lower precision is compared on."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -116,6 +119,8 @@ class Bench:
 
     def _export(self) -> tuple[Mapping[str, Path], Mapping[str, Json]]:
         spec = self.plan.spec
+        if "onnx" in self.inputs:
+            return self._convert()
         torch.set_num_threads(self.threads)
         network: nn.Module
         pictures: np.ndarray | None = None
@@ -136,18 +141,31 @@ class Bench:
             )
         return export_stage.run_export(network, spec, pictures=pictures, class_names=names, work=self.work)
 
+    def _convert(self) -> tuple[Mapping[str, Path], Mapping[str, Json]]:
+        spec, onnx = self.plan.spec, self.inputs["onnx"].files["onnx"]
+        calibration: np.ndarray | None = None
+        pictures: np.ndarray | None = None
+        if "dataset" in self.inputs:
+            store, size, fit = self._store(), Size.parse(spec["image_size"]), Fit(spec["fit"])
+            shown = store.array("train", size, fit, spec["classes"])
+            calibration = shown[:: max(1, len(shown) // CALIBRATION)][:CALIBRATION]
+            pictures = store.array("val", size, fit, spec["classes"])[:COMPARED]
+        return export_stage.run_conversion(onnx, spec, calibration=calibration, pictures=pictures, work=self.work)
+
     def _measure(self) -> tuple[Mapping[str, Path], Mapping[str, Json]]:
         spec = self.plan.spec
         onnx = self.inputs["onnx"].files["onnx"]
         if spec["split"] is None:
-            return export_stage.run_measure(spec, onnx, pictures=None, coded=None, labels=None, work=self.work)
+            return export_stage.run_measure(spec, onnx, pictures=None, coded={}, labels=None, work=self.work)
         store, size, fit = self._store(), Size.parse(spec["image_size"]), Fit(spec["fit"])
         split, classes = spec["split"], spec["classes"]
         return export_stage.run_measure(
             spec,
             onnx,
             pictures=store.array(split, size, fit, classes),
-            coded=store.coded(split, size, fit, spec["codec"], spec["quality"], classes),
+            coded={
+                quality: store.coded(split, size, fit, spec["codec"], quality, classes) for quality in spec["qualities"]
+            },
             labels=store.labels(split, classes),
             work=self.work,
         )

@@ -1,6 +1,6 @@
 """Pictures at a size, as memory-mapped arrays that every process of a machine shares.
 
-An array is made once, from the originals, by exactly the deployed chain (decode, EXIF-orient, RGB, fit), under
+An array is made once, from the originals, by exactly the deployed chain (decode, EXIF-orient, RGB, fit, colour), under
 a lock, and appears by rename: whoever finds it finds it whole. It holds all classes, ordered by (label,
 name), so that the first K classes are a slice.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import mmap
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from stillhouse.distill.data.codecs import encode, fit_picture, open_picture
+from stillhouse.distill.data.codecs import CHANNELS, as_image, encode, fit_picture, in_colour, open_picture
 from stillhouse.distill.data.ingest import MANIFEST_VERSION
 from stillhouse.distill.data.splits import SPLITS
 from stillhouse.search.domain import Fit, Json, Size
@@ -71,25 +70,45 @@ class PictureStore:
         """File names (N) of a split's pictures, in the order of ``labels``."""
         return [row["name"] for row in self._take(split, classes)]
 
-    def array(self, split: str, size: Size, fit: Fit, classes: int | None = None) -> NDArray[np.uint8]:
-        """Pictures (N, H, W, 3), uint8, read-only, as the deployed chain gives them.
+    def array(
+        self, split: str, size: Size, fit: Fit, classes: int | None = None, colour: str = "rgb"
+    ) -> NDArray[np.uint8]:
+        """Pictures (N, H, W, C), uint8, read-only, as the deployed chain gives them; C is 1 for ``grey``.
 
         Raises:
             DatasetError: No such split or number of classes.
         """
         count = len(self._take(split, classes))
-        return self._built(f"{split}-{size}-{fit}", split, size, lambda image: fit_picture(image, size, fit))[:count]
+
+        def fitted(index: int) -> Image.Image:
+            return in_colour(fit_picture(self._original(self._rows[split][index]), size, fit), colour)
+
+        return self._built(f"{split}-{size}-{fit}", split, size, colour, fitted)[:count]
 
     def coded(
-        self, split: str, size: Size, fit: Fit, codec: str, quality: int, classes: int | None = None
+        self,
+        split: str,
+        size: Size,
+        fit: Fit,
+        codec: str,
+        quality: int,
+        classes: int | None = None,
+        colour: str = "rgb",
     ) -> NDArray[np.uint8]:
         """As ``array``, but sent through the codec: what the receiver of the device's pictures sees."""
         count = len(self._take(split, classes))
+        fitted = self.array(split, size, fit, colour=colour)
 
-        def through_codec(image: Image.Image) -> Image.Image:
-            return open_picture(encode(fit_picture(image, size, fit), codec, quality), f"{codec} {quality}")
+        def through_codec(index: int) -> Image.Image:
+            sent = encode(as_image(fitted[index]), codec, quality)
+            return in_colour(open_picture(sent, f"{codec} {quality}"), colour)
 
-        return self._built(f"{split}-{size}-{fit}-{codec}{quality}", split, size, through_codec)[:count]
+        return self._built(f"{split}-{size}-{fit}-{codec}{quality}", split, size, colour, through_codec)[:count]
+
+    def _original(self, row: dict[str, Json]) -> Image.Image:
+        with self._pictures.open("rb") as file:
+            file.seek(row["offset"])
+            return open_picture(file.read(row["length"]), row["name"])
 
     def _take(self, split: str, classes: int | None) -> list[dict[str, Json]]:
         if split not in self._rows:
@@ -101,33 +120,29 @@ class PictureStore:
         return [row for row in self._rows[split] if row["label"] < classes]
 
     def _built(
-        self, name: str, split: str, size: Size, chain: Callable[[Image.Image], Image.Image]
+        self, name: str, split: str, size: Size, colour: str, picture: Callable[[int], Image.Image]
     ) -> NDArray[np.uint8]:
+        name = name if colour == "rgb" else f"{name}-{colour}"
         path = self._cache / f"{name}.npy"
         if not path.exists():
             self._cache.mkdir(parents=True, exist_ok=True)
             with _locked(self._cache / f"{name}.lock"):
                 if not path.exists():
-                    self._build(path, split, size, chain)
+                    shape = (len(self._rows[split]), size.height, size.width, CHANNELS[colour])
+                    self._build(path, shape, picture)
         found: NDArray[np.uint8] = np.load(path, mmap_mode="r")
         return found
 
-    def _build(self, path: Path, split: str, size: Size, chain: Callable[[Image.Image], Image.Image]) -> None:
-        rows = self._rows[split]
+    def _build(self, path: Path, shape: tuple[int, int, int, int], picture: Callable[[int], Image.Image]) -> None:
         draft = path.with_suffix(".tmp")
-        array: NDArray[np.uint8] = np.lib.format.open_memmap(
-            draft, mode="w+", dtype=np.uint8, shape=(len(rows), size.height, size.width, 3)
-        )
-        with self._pictures.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
+        array: NDArray[np.uint8] = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
 
-            def fill(index: int) -> None:
-                row = rows[index]
-                data = blob[row["offset"] : row["offset"] + row["length"]]
-                array[index] = np.asarray(chain(open_picture(data, row["name"])))
+        def fill(index: int) -> None:
+            array[index] = np.asarray(picture(index)).reshape(shape[1:])
 
-            with ThreadPoolExecutor(THREADS) as pool:
-                for _ in pool.map(fill, range(len(rows))):  # the loop lets an error through
-                    pass
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(fill, range(shape[0])):  # the loop lets an error through
+                pass
         _sync(draft)
         draft.replace(path)
 

@@ -11,6 +11,7 @@ from stillhouse.search.check import check_request
 from stillhouse.search.compare import in_doubt, ties
 from stillhouse.search.domain import Deployment, Json
 from stillhouse.search.errors import ConflictError, NotFoundError
+from stillhouse.search.growth import growth
 from stillhouse.search.job import JobRecord, StageRecord, TrialRecord
 from stillhouse.search.pareto import deployment_front, picks
 from stillhouse.search.space import Space
@@ -48,7 +49,8 @@ def list_jobs(ctx: Ctx) -> list[dict[str, Json]]:
     for job in reversed(ctx.ledger.jobs()):
         trials = ctx.ledger.trials(job.id)
         stages = _stages(ctx, trials) if job.state == "running" else {}  # no other has progress to tell
-        shown.append(job_json(job, trials, stages, dataset_name=names[job.spec.dataset]))
+        eta_s = ctx.forecast.eta_s(job, trials, stages)
+        shown.append(job_json(job, trials, stages, dataset_name=names[job.spec.dataset], eta_s=eta_s))
     return [{name: value for name, value in job.items() if name != "trials"} for job in shown]
 
 
@@ -72,18 +74,22 @@ def cancel_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
 def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
     """The front: models that no other of the job beats on validation accuracy and on every chosen cost at once.
 
-    ``accuracy`` is the test split's once the job is done, the validation split's before. ``compared`` holds the front's
-    networks trained in other ways (a job with ``ablate``), ``others`` what other trials made. ``picks`` names the
+    ``accuracy`` is the test split's once the job is done, the validation split's before; ``judged`` says whether the
+    front is chosen by it (``plain``) or by that on pictures as sent (``coded``: ``accuracy_coded``). ``compared`` holds
+    the front's networks trained in other ways (a job with ``ablate``), ``family`` the same networks at other precisions
+    and picture qualities, ``others`` what other trials made. ``picks`` names the
     members to look at first: the ``knee``, and by objective the cheapest within one point of the most accurate.
     ``tied`` names, for a member that is not significantly better than the next cheaper one, that one; ``in_doubt`` are
     models off the front that none on it beats beyond the noise of the validation pictures. Both are empty until the job
-    is done.
+    is done. ``progress`` has an entry for each trial that is done, in order of time: seconds since the job started,
+    trials done by then, and the share of the present front's hypervolume (costs in octaves) that they had.
     """
     job = ctx.ledger.job(job_id)
     deployments = ctx.ledger.deployments(job_id)
     front = deployment_front(deployments, job.spec.objectives, job.spec.budget)
     members, compared = {member.id for member in front}, {member.trial_number for member in front}
     fitting = [item for item in deployments if not item.is_baseline and not job.spec.budget.excess(item.cost)]
+    rivals = [item for item in fitting if item.id in members or item.trial_number not in compared]
     done = job.state == "done"
     rest = [item for item in deployments if item.id not in members]
     return {
@@ -93,21 +99,33 @@ def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
         "front": [_entry(member) for member in front],
         "picks": {name: item.id for name, item in picks(front, job.spec.objectives).items()},
         "tied": ties(front, job.spec.objectives) if done else {},
-        "in_doubt": in_doubt(fitting, members, job.spec.objectives) if done else [],
-        "compared": [_entry(item) for item in rest if item.trial_number in compared],
+        "in_doubt": in_doubt(rivals, members, job.spec.objectives) if done else [],
+        "judged": "coded" if job.spec.sends else "plain",
+        "compared": [_entry(item) for item in rest if item.trial_number in compared and item.is_baseline],
+        "family": [_entry(item) for item in rest if item.trial_number in compared and not item.is_baseline],
         "others": [_entry(item) for item in rest if item.trial_number not in compared],
+        "progress": _progress(ctx, job),
     }
+
+
+def _progress(ctx: Context, job: JobRecord) -> list[dict[str, Json]]:
+    if job.started_at is None:
+        return []
+    known = len(ctx.ledger.dataset(job.spec.dataset).summary.get("classes", ())) or 2
+    steps = growth(ctx.ledger.events(job.id), job.spec, started_at=job.started_at, classes=job.spec.classes or known)
+    return [step.to_json() for step in steps]
 
 
 def _entry(deployment: Deployment) -> dict[str, Json]:
     entry = front_entry(deployment, file=model_file_name(deployment))
-    return {**entry, "links": {"onnx": f"/models/{deployment.id}/onnx"}}
+    return {**entry, "trial": deployment.trial_number, "links": {"onnx": f"/models/{deployment.id}/onnx"}}
 
 
 def _shown(ctx: Context, job: JobRecord) -> dict[str, Json]:
     trials = ctx.ledger.trials(job.id)
     name = ctx.ledger.dataset(job.spec.dataset).name
-    return job_json(job, trials, _stages(ctx, trials), dataset_name=name)
+    stages = _stages(ctx, trials)
+    return job_json(job, trials, stages, dataset_name=name, eta_s=ctx.forecast.eta_s(job, trials, stages))
 
 
 def _stages(ctx: Context, trials: list[TrialRecord]) -> dict[str, StageRecord]:
