@@ -20,7 +20,6 @@ import itertools
 import json
 import math
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,8 +129,17 @@ class Fleet:
         correct = int(self._rng.integers(300, 900))
         if plan.kind is StageKind.MEASURE:
             costs = {"model_bytes": 1, "latency_ms": 1.0, "latency_p95_ms": 1.0, "memory_bytes": 1}
-            return StageResult({}, {**costs, "accuracy": {"correct": correct, "total": 1000}})
+            accuracy = {"correct": correct, "total": 1000}
+            coded = {str(quality): {"accuracy": accuracy} for quality in plan.spec["qualities"]}
+            return StageResult({}, {**costs, "accuracy": accuracy, "coded": coded})
         return StageResult({}, {"val": {"correct": correct, "total": 1000}})
+
+
+def search(dataset: str, trials: int) -> JobSpec:
+    """The job: by labels alone, with rungs, one file a trial."""
+    one_file: dict[str, Any] = {"precisions": ("fp32",), "qualities": ()}
+    by_labels: dict[str, Any] = {"teacher": "teacher", "method": "supervised", "epochs": Epochs(1, 1, 9)}
+    return JobSpec(dataset, trials=trials, eta=3, **by_labels, **one_file)
 
 
 def fleet(trials: int, workers: int) -> dict[str, float]:
@@ -139,8 +147,7 @@ def fleet(trials: int, workers: int) -> dict[str, float]:
     ledger, data = MemoryLedger(), catalogue(math.ceil(trials / 12))
     ledger.publish_catalogue(data)
     dataset = ledger.add_dataset("fleet", ingest_plan("fleet.zip", "fleet", False, {}))
-    spec = JobSpec(dataset.id, teacher="teacher", method="supervised", trials=trials, eta=3, epochs=Epochs(1, 1, 9))
-    job = ledger.add_job(replace(spec, dataset=dataset.id))
+    job = ledger.add_job(search(dataset.id, trials))
     engine = Fleet(ledger, data, workers)
     controller = Controller(ledger, engine, lease_s=1e9, max_attempts=1, clock=lambda: engine.now)
     moves = 0
@@ -173,7 +180,7 @@ def ask_ms(count: int) -> float:
     ledger = MemoryLedger()
     dataset = ledger.add_dataset("fleet", ingest_plan("fleet.zip", "fleet", False, {}))
     ledger.end_dataset(dataset.id, "ready", summary=SUMMARY, reason=None, faults=())
-    spec = JobSpec(dataset.id, teacher="teacher", method="supervised", trials=10 * count, eta=3, epochs=Epochs(1, 1, 9))
+    spec = search(dataset.id, 10 * count)
     desk = Desk(ledger.add_job(spec), ledger.dataset(dataset.id), data)
     rng, levels = np.random.default_rng(0), desk.planner.levels
     order = rng.permutation(len(desk.space.feasible))[:count]

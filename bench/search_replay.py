@@ -193,7 +193,8 @@ class Simulated:
         if plan.kind is StageKind.MEASURE:
             accuracy = {"correct": int(self.table.told[self._candidate(plan)][-1]), "total": self.table.total}
             costs = {"model_bytes": 1, "latency_ms": 1.0, "latency_p95_ms": 1.0, "memory_bytes": 1}
-            return StageResult({}, {**costs, "accuracy": accuracy})
+            coded = {str(quality): {"accuracy": accuracy} for quality in plan.spec["qualities"]}
+            return StageResult({}, {**costs, "accuracy": accuracy, "coded": coded})
         if plan.kind is StageKind.INGEST:
             return StageResult({}, {**self.table.data["summary"], "splits": self.table.data["pictures"]})
         return StageResult({}, {"val": {"correct": 0, "total": 1}})
@@ -211,7 +212,8 @@ def ours(table: Table, budget: Budget, workers: int, seed: int, **changes: Any) 
     ledger, score = MemoryLedger(), Score(table, budget)
     ledger.publish_catalogue({**table.data["catalogue"], "code": {}})
     dataset = ledger.add_dataset("replay", ingest_plan("replay.zip", "replay", False, {}))
-    search = {"eta": 1, "trials": len(table.rows), **changes}
+    one_file = {"precisions": ("fp32",), "qualities": ()}
+    search = {"eta": 1, "trials": len(table.rows), **one_file, **changes}
     spec = replace(table.spec, dataset=dataset.id, budget=budget, seed=seed, **search)
     job = ledger.add_job(spec)
     engine = Simulated(ledger, table, workers)

@@ -54,6 +54,7 @@ SPACE: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 """Network -> stem -> sides that it computes at."""
 SPEC = JobSpec(
     dataset="",
+    qualities=(),
     classes=20,
     teacher="tf_efficientnet_lite0",
     teacher_size=160,

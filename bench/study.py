@@ -183,6 +183,7 @@ class Study:
                 "teacher_size": TEACHER_SIZE,
                 "epochs": EPOCHS,
                 "codec_share": 0.0,
+                "qualities": (),
                 **WAYS[cell.way],
             },
         )

@@ -63,3 +63,44 @@ def test_spend_never_exceeds_the_budget_by_more_than_what_was_at_work(limit: int
         controller.step()
     assert ledger.job(job.id).state in ("done", "failed")
     assert spent <= limit + slots
+
+
+FASTER = {"fp32": 1.0, "fp16": 1.5, "int8": 0.4}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.floats(0.3, 30),
+    st.floats(1000, 9000),
+    st.sets(st.sampled_from(["fp16", "int8"])),
+    st.lists(st.integers(20, 89), max_size=2, unique=True),
+    st.integers(1, 3),
+)
+def test_whatever_is_trained_has_a_member_of_its_family_within_the_budget(
+    max_latency_ms: float, max_image_bytes: float, lower: set[str], qualities: list[int], slots: int
+) -> None:
+    """Latency is the network's MACs in millions, times a factor of its precision."""
+    known = Catalogue.from_json(catalogue())
+    latencies: dict[str, float] = {}
+
+    def work(plan: StagePlan) -> StageResult:
+        if plan.kind is StageKind.EXPORT:
+            size = Size.parse(plan.spec["network_size"])
+            macs = known.macs(plan.spec["arch"], size, plan.spec["stem"], 3)
+            latencies[plan.key] = FASTER[plan.spec["precision"]] * macs / 1e6
+        return honest(plan, latency_ms=latencies.get(plan.inputs.get("onnx", ""), 1.0))
+
+    budget = Budget(max_latency_ms=max_latency_ms, max_image_bytes=max_image_bytes)
+    family = {"precisions": ("fp32", *lower), "qualities": tuple(qualities)}
+    ledger, job, engine, controller = setup(work, budget=budget, trials=4, **family)
+    engine.slots = slots
+    state = drive(controller, ledger, job.id)
+    deployments = ledger.deployments(job.id)
+    assert (state == "done") == bool(deployments)
+    done = [trial for trial in ledger.trials(job.id) if trial.state == "done"]
+    for trial in done:
+        own = [item for item in deployments if item.trial_number == trial.number]
+        assert any(not budget.excess(item.cost) for item in own), "else it should not have been trained"
+        assert not budget.excess(trial.cost)
+    students = [plan for plan in engine.done if plan.kind is StageKind.STUDENT]
+    assert len(students) == len(done)

@@ -175,7 +175,7 @@ def _taught(room: Room, network: Network, *, codec: Codec | None) -> Output:
 
 def _codec(spec: Mapping[str, Json]) -> Codec | None:
     given = spec.get("codec")
-    return Codec(given["name"], given["quality"], given["share"], given["lowest"]) if given else None
+    return Codec(given["name"], given["quality"], given["share"], given.get("lowest", 100)) if given else None
 
 
 def _built(room: Room, image_size: Size, network_size: Size, stem: str) -> Network:

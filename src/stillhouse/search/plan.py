@@ -144,7 +144,8 @@ class Planner:
         spec |= {"method": method, "knobs": knobs, "large_size": _square(large)}
         if self.spec.codec_share:
             sent, share = self.spec.sent_qualities, self.spec.codec_share
-            spec["codec"] = {"name": self.spec.codec, "quality": sent[0], "lowest": sent[-1], "share": share}
+            spec["codec"] = {"name": self.spec.codec, "quality": sent[0], "share": share}
+            spec["codec"] |= {"lowest": sent[-1]} if len(sent) > 1 else {}
         stage: StagePlan | None = None
         for level in self.levels[:-1] if method == self.spec.method else ():
             stage = self._student(spec | {"until": level}, inputs, stage)
@@ -266,7 +267,13 @@ class Planner:
             "network_size": str(candidate.network_size),
             "stem": candidate.stem,
             "fit": str(self.spec.fit),
+            **self._colour,
         }
+
+    @property
+    def _colour(self) -> dict[str, Json]:
+        """What a student and its file read, where that is not RGB: keys of RGB stages stay what they were."""
+        return {} if self.spec.colour == "rgb" else {"colour": self.spec.colour}
 
     def _recipe(self, arch: str, epochs: int) -> dict[str, Json]:
         return {
@@ -294,6 +301,7 @@ class Planner:
             "classes": self.classes,
             "image_size": str(candidate.image_size),
             "fit": str(self.spec.fit),
+            **self._colour,
             "codec": self.spec.codec,
             "qualities": list(self.spec.sent_qualities),
         }

@@ -34,7 +34,7 @@ from stillhouse.service.cli_estimate import command as estimate_command
 from stillhouse.service.cli_options import SEARCH, TRAINING
 from stillhouse.service.demo import demo_request, print_comparison
 from stillhouse.service.progress import Watcher
-from stillhouse.service.report import front_table, model_file_name
+from stillhouse.service.report import front_table, left_out, model_file_name
 from stillhouse.service.run import Outcome, run_job
 from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
@@ -90,6 +90,7 @@ def run(
     ] = "none",
     codec: Annotated[str, typer.Option(help="How pictures are sent: jpeg or webp.", rich_help_panel=SEARCH)] = "jpeg",
     quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.", rich_help_panel=SEARCH)] = 90,
+    colour: options.Colour = "rgb",
     qualities: options.Qualities = options.QUALITIES,
     precisions: options.Precisions = options.PRECISIONS,
     latency_threads: Annotated[int, typer.Option(help="CPU threads in latency.", rich_help_panel=SEARCH)] = 1,
@@ -163,8 +164,11 @@ def _run(platform: Platform, data: str, spec: JobSpec, out: Path, skip_faults: b
         console.print(said, highlight=False, soft_wrap=True)
     networks = {deployment.trial_number for deployment in outcome.deployments}
     console.print(f"{len(outcome.front)} of {len(networks)} models are on the front; written to {out}/:")
-    for name in ("front.json", "front.png", *(path.name for path in outcome.files.values())):
+    for name in dict.fromkeys(("front.json", "front.png", *(path.name for path in outcome.files.values()))):
         console.print(f"  {name}", highlight=False)
+    told = {(member.trial_number, name): why for member in outcome.front for name, why in left_out(member).items()}
+    for (number, name), why in told.items():
+        console.print(f"no {name} file of trial {number}: {why}", highlight=False, soft_wrap=True)
     if outcome.job.reason is not None:
         console.print(f"{outcome.job.reason}; the same command tries again", style="yellow", highlight=False)
     return outcome

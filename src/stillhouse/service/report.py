@@ -10,7 +10,7 @@ several entries, one for each quality that is worth its bytes.
 ``variant`` says how the network in ``file`` was trained
 (``distilled``, ``no_teacher`` or ``plain_kd``); ``baselines`` holds the test figures of the same network trained in the
 other ways, and ``note`` says so where one of them beat the job's own method. ``left_out`` says which precisions are
-not offered for this network, and why.
+not offered for this network, and why. ``family`` lists the same network at other precisions and qualities.
 """
 
 from __future__ import annotations
@@ -87,6 +87,11 @@ def baseline_figures(deployment: Deployment, *, judged: str = "plain") -> dict[s
     return {name: Accuracy(**entry) for name, entry in found.items() if entry is not None}
 
 
+def left_out(deployment: Deployment) -> Mapping[str, str]:
+    """Precision -> why no file of it is offered for this network."""
+    return deployment.details.get("left_out") or {}
+
+
 def front_entry(deployment: Deployment, *, file: str | None) -> dict[str, Json]:
     """A deployment as an entry of ``front.json``.
 
@@ -124,7 +129,7 @@ def front_entry(deployment: Deployment, *, file: str | None) -> dict[str, Json]:
         "note": upset(deployment),
         "baselines_coded": {n: _shares(f) for n, f in baseline_figures(deployment, judged="coded").items()},
         "precision": deployment.precision,
-        "left_out": dict(details.get("left_out") or {}),
+        "left_out": dict(left_out(deployment)),
         "method": details.get("method"),
         "seed": details.get("seed"),
         "latency_threads": (details.get("measured") or {}).get("threads"),
@@ -147,7 +152,12 @@ def write_front(
     picture = out / "front.png.tmp"
     draw_front(deployments, front, picture, objectives=objectives)
     picture.replace(out / "front.png")
-    entries = [front_entry(member, file=model_file_name(member)) for member in by_accuracy(front)]
+    on_front = {member.id for member in front}
+    entries = []
+    for member in by_accuracy(front):
+        own = [d for d in deployments if d.trial_number == member.trial_number and not d.is_baseline]
+        family = [front_entry(each, file=model_file_name(each)) for each in own if each.id not in on_front]
+        entries.append(front_entry(member, file=model_file_name(member)) | {"family": family})
     text = out / "front.json.tmp"
     text.write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     text.replace(out / "front.json")

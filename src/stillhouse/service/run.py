@@ -34,7 +34,7 @@ POLL_S = 0.25
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished job: what was trained, and which of it is on the front."""
+    """A finished job: what was trained, which of it is on the front, and the files of that and its family by id."""
 
     job: JobRecord
     deployments: tuple[Deployment, ...]
@@ -126,7 +126,9 @@ def _write(platform: Platform, job: JobRecord, out: Path) -> Outcome:
     front = deployment_front(deployments, job.spec.objectives, job.spec.budget)
     out.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
-    for member in front:
+    trials = {member.trial_number for member in front}
+    family = [item for item in deployments if item.trial_number in trials and not item.is_baseline]
+    for member in (*front, *family):
         target = out / model_file_name(member)
         fresh = target.with_suffix(".tmp")
         shutil.copyfile(platform.store.path(member.onnx_sha256), fresh)
