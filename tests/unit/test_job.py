@@ -86,6 +86,7 @@ def test_what_can_be_asked_for(changes: dict[str, Any]) -> None:
         ({"teacher_size": 16}, "32 <= teacher_size <= 512"),
         ({"classes": 1}, "classes must be >= 2"),
         ({"codec": "png"}, "codec must be jpeg or webp"),
+        ({"colour": "gray"}, "unknown colour 'gray'; did you mean grey"),
         ({"quality": 0}, "1 <= quality <= 100"),
         ({"ablate": "some"}, "ablate must be"),
         ({"latency_threads": 0}, "1 <= latency_threads <= 64"),

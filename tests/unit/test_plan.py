@@ -316,3 +316,16 @@ def test_compiling_is_a_hint_to_the_stages_that_train() -> None:
             trains = stage.kind in (StageKind.TEACHER, StageKind.ASSISTANT, StageKind.STUDENT)
             assert stage.hints.get("compile", False) == (compiled and trains)
             assert "compile" not in stage.spec
+
+
+@pytest.mark.parametrize("method", ["tas", "supervised", "hints"])
+def test_grey_is_the_students_and_leaves_every_key_of_a_colour_job(method: str) -> None:
+    colour, grey = (planner(colour=name, method=method) for name in ("rgb", "grey"))
+    assert not any("colour" in stage.spec for stage in colour.training(SMALL).stages)
+    pairs = list(zip(colour.training(SMALL).stages, grey.training(SMALL).stages, strict=True))
+    for one, other in pairs:
+        reads = str(one.kind) in ("student", "export", "measure")
+        assert (one.key == other.key) is not reads
+        assert dict(other.spec) == dict(one.spec) | ({"colour": "grey"} if reads else {})
+    assert all(stage.spec["colour"] == "grey" for stage in grey.costing(SMALL, "int8").stages)
+    assert grey.costing(SMALL).last.key != colour.costing(SMALL).last.key

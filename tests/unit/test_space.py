@@ -24,6 +24,18 @@ def arch(base, *, stems=("stock",), family="cnn", sizes=(32, 48, 64, 96, 128), b
     return {"family": family, "stems": list(stems), "macs_per_class": 10, "params_per_class": 10 + bias, "cells": cells}
 
 
+def with_grey(data, names):
+    """The same catalogue, where each channel of the picture costs these networks 10 MACs and 9 parameters."""
+    archs = {
+        name: entry | {"cells": {key: cell | PER_CHANNEL for key, cell in entry["cells"].items()}}
+        if name in names
+        else entry
+        for name, entry in data["archs"].items()
+    }
+    return Catalogue.from_json({**data, "archs": archs})
+
+
+PER_CHANNEL = {"macs_per_channel": 10, "params_per_channel": 9}
 DATA = {
     "names": ["small_cnn", "tiny_vit", "huge_teacher"],
     "image_sizes": ["64x64", "32x32", "128x128"],
@@ -189,6 +201,36 @@ def test_one_measured_size_tells_no_other():
     assert curve.bytes(Size(32, 32)) == pytest.approx(100)
     with pytest.raises(DatasetError, match="one size only, which does not tell 64x64"):
         curve.bytes(Size(64, 64))
+
+
+# ------------------------------------------------------------------------------------------- grey
+
+GREY = {
+    **SUMMARY,
+    "curve": [*SUMMARY["curve"], *({**row(side, 3.0 * side), "colour": "grey"} for side in (32, 64, 128))],
+}
+
+
+def test_grey_costs_two_channels_less_and_the_bytes_of_grey_files():
+    catalogue, wanted = with_grey(DATA, DATA["archs"]), candidate("small_cnn", 64, 64, "stride1")
+    colour, grey = (space(GREY, catalogue, colour=name).cost(wanted) for name in ("rgb", "grey"))
+    assert (colour.macs - grey.macs, colour.params - grey.params) == (20, 18)
+    assert (colour.image_bytes, grey.image_bytes) == (pytest.approx(1600), pytest.approx(192))
+    assert space(GREY, colour="rgb").cost(wanted) == colour == space().cost(wanted)
+
+
+def test_networks_that_read_colours_only_are_left_out_of_grey_jobs_unless_named():
+    catalogue = with_grey(DATA, ["tiny_vit"])
+    assert {each.arch for each in space(GREY, catalogue, colour="grey").candidates} == {"tiny_vit"}
+    with pytest.raises(
+        UserError, match="costs of small_cnn must be known for grey pictures, but are known for rgb only"
+    ):
+        space(GREY, catalogue, colour="grey", archs=("small_cnn",))
+
+
+def test_a_data_set_without_grey_figures_must_be_ingested_again():
+    with pytest.raises(DatasetError, match=r"not measured for grey, fit squash and codec jpeg.*ingest it again"):
+        space(SUMMARY, with_grey(DATA, DATA["archs"]), colour="grey")
 
 
 # ------------------------------------------------------------------------------------ feasibility

@@ -16,7 +16,7 @@ from functools import cached_property
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.choice import Chooser, Move
 from stillhouse.search.domain import PRECISIONS, Candidate, Cost, Json, StagePlan
-from stillhouse.search.effort import Effort, Prices
+from stillhouse.search.effort import Effort, Prices, pictures_of
 from stillhouse.search.ending import Ending
 from stillhouse.search.errors import InfeasibleError, UserError
 from stillhouse.search.family import deployed, failed_stage, reference
@@ -25,6 +25,7 @@ from stillhouse.search.plan import Planner, measured_cost, planner, unique
 from stillhouse.search.ports import Ledger
 from stillhouse.search.rungs import promotable
 from stillhouse.search.space import Space
+from stillhouse.search.warm import Earlier, earlier
 
 LIVE = ("queued", "running")
 LEAST_SHARE = 0.0005
@@ -46,19 +47,27 @@ class Wanted:
 class Desk:
     """What follows from a job, its data set and the catalogue, worked out once: nothing that a restart would miss.
 
+    Args:
+        job: The job.
+        dataset: Its data set, which is ready.
+        data: The catalogue.
+        past: What earlier jobs on the data set had found out when this one was created.
+
     Raises:
         InfeasibleError: No candidate meets the budget.
         UserError: The job does not fit the data set.
     """
 
-    def __init__(self, job: JobRecord, dataset: DatasetRecord, data: Mapping[str, Json]) -> None:
+    def __init__(
+        self, job: JobRecord, dataset: DatasetRecord, data: Mapping[str, Json], past: Sequence[Earlier] = ()
+    ) -> None:
         known = Catalogue.from_json(data)
         self.space = Space(known, dataset.summary, job.spec)
         self.space.check()
         self.planner: Planner = planner(job, dataset, data)
-        pictures = int(dataset.summary["splits"]["train"])
+        pictures = pictures_of(dataset.summary, self.space.classes)
         prices = Prices(self.planner, Effort(known, pictures, self.space.classes))
-        self.chooser = Chooser(self.space, job.spec, self.planner.levels, prices)
+        self.chooser = Chooser(self.space, job.spec, self.planner.levels, prices, past)
         self.mentors = {key for candidate in self.space.feasible for key, _ in prices.mentors(candidate)}
         self._plans: dict[tuple[Candidate, int], dict[str, tuple[StagePlan, ...]]] = {}
 
@@ -100,7 +109,8 @@ class JobStep:
             return
         try:
             if self._job.id not in self._desks:
-                self._desks[self._job.id] = Desk(self._job, dataset, self._ledger.catalogue() or {})
+                past = earlier(self._ledger, self._job)
+                self._desks[self._job.id] = Desk(self._job, dataset, self._ledger.catalogue() or {}, past)
         except UserError as error:
             unmet = f"{UNMET}: " if isinstance(error, InfeasibleError) else ""
             self._end("failed", f"{unmet}{error}")

@@ -2,7 +2,7 @@
 
 ``catalogue.json`` is counted once on the meta device and ships with the package. A cell holds the
 figures of the body alone; the classifier depends on the number of classes K and is added here: each class costs the
-same MACs and parameters, whatever the head.
+same MACs and parameters, whatever the head. They are those of RGB pictures; for grey ones two channels are taken off.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 from stillhouse.search.domain import Json, Size
-from stillhouse.search.errors import UnknownNameError
+from stillhouse.search.errors import UnknownNameError, UserError
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Arch:
         family: ``cnn`` or ``vit``.
         stems: Stems that it can be built with.
         macs_per_class, params_per_class: What each class adds.
-        cells: (network size, stem) -> (MACs, parameters) of the body.
+        cells: (network size, stem) -> (MACs, parameters) of the body, for RGB pictures.
+        per_channel: (network size, stem) -> (MACs, parameters) of each channel of the picture; empty where the
+            architecture reads RGB only.
     """
 
     family: str
@@ -33,20 +35,25 @@ class Arch:
     macs_per_class: int
     params_per_class: int
     cells: Mapping[tuple[Size, str], tuple[int, int]]
+    per_channel: Mapping[tuple[Size, str], tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Arch:
         """Reads one entry of the catalogue's ``archs``."""
-        cells = {}
+        cells, per_channel = {}, {}
         for key, cell in data["cells"].items():
             size, stem = key.split("|")
-            cells[Size.parse(size), stem] = (int(cell["macs"]), int(cell["params"]))
+            place = Size.parse(size), stem
+            cells[place] = (int(cell["macs"]), int(cell["params"]))
+            if "macs_per_channel" in cell:
+                per_channel[place] = (int(cell["macs_per_channel"]), int(cell["params_per_channel"]))
         return cls(
             family=data["family"],
             stems=tuple(data["stems"]),
             macs_per_class=int(data["macs_per_class"]),
             params_per_class=int(data["params_per_class"]),
             cells=cells,
+            per_channel=per_channel,
         )
 
     @property
@@ -92,42 +99,59 @@ class Catalogue:
         text = resources.files("stillhouse.search").joinpath("catalogue.json").read_text(encoding="utf-8")
         return cls.from_json(json.loads(text))
 
-    def macs(self, arch: str, network_size: Size, stem: str, classes: int) -> int:
+    def macs(self, arch: str, network_size: Size, stem: str, classes: int, colour: str = "rgb") -> int:
         """Multiply-accumulates of one forward pass, classifier included.
 
         Raises:
             UnknownNameError: Not in the catalogue at this size and stem.
         """
-        return self.costs(arch, network_size, stem, classes)[0]
+        return self.costs(arch, network_size, stem, classes, colour)[0]
 
-    def params(self, arch: str, network_size: Size, stem: str, classes: int) -> int:
+    def params(self, arch: str, network_size: Size, stem: str, classes: int, colour: str = "rgb") -> int:
         """Parameters, classifier included.
 
         Raises:
             UnknownNameError: Not in the catalogue at this size and stem.
         """
-        return self.costs(arch, network_size, stem, classes)[1]
+        return self.costs(arch, network_size, stem, classes, colour)[1]
 
-    def costs(self, arch: str, network_size: Size, stem: str, classes: int) -> tuple[int, int]:
-        """(MACs, parameters), classifier included.
+    def costs(self, arch: str, network_size: Size, stem: str, classes: int, colour: str = "rgb") -> tuple[int, int]:
+        """(MACs, parameters), classifier included, of a network that reads pictures of this colour.
 
         Raises:
             UnknownNameError: Not in the catalogue at this size and stem.
+            UserError: It is not known to read pictures of this colour.
         """
-        self.check_arch(arch)
+        self.check_arch(arch, colour)
         entry = self.archs[arch]
         if (network_size, stem) not in entry.cells:
             known = [f"{size}|{name}" for size, name in entry.cells]
             raise UnknownNameError.among(f"network size and stem of {arch}", f"{network_size}|{stem}", known)
         macs, params = entry.cells[network_size, stem]
+        if colour == "grey":
+            one = entry.per_channel[network_size, stem]
+            macs, params = macs - 2 * one[0], params - 2 * one[1]
         return macs + entry.macs_per_class * classes, params + entry.params_per_class * classes
 
-    def check_arch(self, name: str) -> None:
-        """Raises UnknownNameError, with near names, unless the search knows the architecture's costs."""
-        if name in self.archs:
-            return
-        what = "student architecture (it can be a teacher only)" if name in self.names else "architecture"
-        raise UnknownNameError.among(what, name, self.archs)
+    def reads(self, name: str, colour: str) -> bool:
+        """Whether the costs of an architecture of the catalogue are known for pictures of this colour."""
+        return colour == "rgb" or self.archs[name].cells.keys() == self.archs[name].per_channel.keys()
+
+    def check_arch(self, name: str, colour: str = "rgb") -> None:
+        """Makes sure that the search knows the architecture's costs for pictures of this colour.
+
+        Raises:
+            UnknownNameError: They are not known at all; with near names.
+            UserError: They are known for RGB only.
+        """
+        if name not in self.archs:
+            what = "student architecture (it can be a teacher only)" if name in self.names else "architecture"
+            raise UnknownNameError.among(what, name, self.archs)
+        if not self.reads(name, colour):
+            raise UserError(
+                f"the costs of {name} must be known for {colour} pictures, but are known for rgb only; if it was added "
+                "by an earlier version, add it again, else choose another architecture"
+            )
 
     def check_teacher(self, name: str) -> None:
         """Raises UnknownNameError, with near names, unless a teacher of this name can be built."""

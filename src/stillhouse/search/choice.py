@@ -5,11 +5,14 @@ that it is expected to add per second that it still needs (``gain.py``, ``effort
 assistant exist needs fewer seconds than one whose do not, so the search stays where it has paid already until
 something else is worth its price. Where no more candidates fit than trials were asked for, all are tried.
 
-The other samplers are Optuna's: trials that ``rungs.py`` lets train on come first, then what the sampler proposes.
+With the other samplers trials that ``rungs.py`` lets train on come first, then what the sampler proposes.
 
 The accuracy of a candidate that was not trained is foretold by a linear model with a prior [ours]: it rises with the
 picture's side, with MACs and with parameters, and is higher from pretrained weights; each architecture and each stem
 has an offset of its own, and so has each rung. All is a function of the ledger's trials, the job and its seed.
+
+What earlier jobs on the data set found out (``warm.py``) is told to the model too; a job that trained in another way
+has an offset. Their trials are no part of this job's front.
 """
 
 from __future__ import annotations
@@ -17,17 +20,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.search.domain import Candidate
 from stillhouse.search.effort import Mentors, Prices, unpaid
-from stillhouse.search.gain import Boxes, Floats, Linear, quadratic
+from stillhouse.search.errors import UserError
+from stillhouse.search.gain import Boxes, Floats, Linear, Places, Prior, quadratic
 from stillhouse.search.job import JobSpec, TrialRecord
 from stillhouse.search.sampler import Sampler
 from stillhouse.search.space import Space
+from stillhouse.search.warm import Earlier
 
 PROXY = {"latency_ms": "macs", "memory_bytes": "macs", "model_bytes": "params"}
 """What stands for a cost that only a device tells: it rises with it."""
@@ -42,7 +47,8 @@ OWN_SD = 0.03
 """Of what is particular to one candidate."""
 
 _LINEAR = {"bias": (0.5, 0.2), "image side": (0.08, 0.06), "macs": (0.06, 0.06), "params": (0.0, 0.03)}
-_PRETRAINED, _SQUARE, _ARCH, _STEM, _RUNG = (0.15, 0.1), (0.0, 0.03), (0.0, 0.1), (0.0, 0.05), (-0.1, 0.1)
+_PRETRAINED, _SQUARE, _STEM, _RUNG, _JOB = (0.15, 0.1), (0.0, 0.03), (0.0, 0.05), (-0.1, 0.1), (0.0, 0.1)
+_ARCH_SD = 0.1
 """Prior mean and standard deviation of a weight; picture side in octaves, MACs and parameters in 4 octaves."""
 
 
@@ -61,6 +67,26 @@ class Move:
     share: float | None = None
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Trials as columns, one entry a trial.
+
+    Attributes:
+        places: (n,) index of its candidate among the feasible ones.
+        epochs: (n,) done so far.
+        accuracy: (n,) after them; NaN where there is none.
+        state: (n,) its state.
+    """
+
+    places: Places
+    epochs: NDArray[np.int64]
+    accuracy: Floats
+    state: NDArray[np.str_]
+
+    def __getitem__(self, which: NDArray[np.bool_] | Places) -> _Seen:
+        return _Seen(self.places[which], self.epochs[which], self.accuracy[which], self.state[which])
+
+
 class Chooser:
     """Decides for one job.
 
@@ -69,10 +95,14 @@ class Chooser:
         spec: The job.
         levels: Epochs of each rung, the whole training last.
         prices: Knows the seconds that a candidate still needs.
+        earlier: What earlier jobs on the data set found out.
     """
 
-    def __init__(self, space: Space, spec: JobSpec, levels: Sequence[int], prices: Prices) -> None:
+    def __init__(
+        self, space: Space, spec: JobSpec, levels: Sequence[int], prices: Prices, earlier: Sequence[Earlier] = ()
+    ) -> None:
         self._space, self._spec, self._levels, self._prices = space, spec, tuple(levels), prices
+        self._earlier = tuple(earlier)
 
     def next(
         self,
@@ -87,7 +117,7 @@ class Chooser:
 
         Args:
             trials: All of the job.
-            promotable: Those that may train on, best first.
+            promotable: Those of them that may train on, best first.
             new: Whether candidates may still begin.
             left_out: Candidates known to lie beyond the budget.
             paid: Keys of the stages that are done or at work.
@@ -97,105 +127,145 @@ class Chooser:
                 return Move(promotable[0], promotable[0].candidate)
             candidate = self._sampler.propose(trials, len(trials), self._spec.objectives, left_out) if new else None
             return None if candidate is None else Move(None, candidate)
+        # A trial of a candidate that is none any more (the catalogue was published anew) says nothing here.
+        trials = [trial for trial in trials if trial.candidate in self._index]
+        seen = self._read(trials)
         untried = np.full(len(self._space.feasible), new)
-        untried[[self._index[trial.candidate] for trial in trials if trial.candidate in self._index]] = False
+        untried[seen.places] = False
         untried[[self._index[candidate] for candidate in left_out]] = False
         if self._prices.steps < LEAST_STEPS and (untried & self._pretrained).any():
             untried &= self._pretrained
-        return self._best(trials, promotable, np.flatnonzero(untried), paid)
+        numbers = {trial.number for trial in promotable}
+        ready = np.array([index for index, trial in enumerate(trials) if trial.number in numbers], dtype=np.intp)
+        return self._best(trials, seen, ready, np.flatnonzero(untried), paid)
 
     @functools.cached_property
     def _sampler(self) -> Sampler:
         spec = self._spec
-        return Sampler(self._space.feasible, self._space, spec.seed, planned_trials=spec.trials, kind=spec.sampler)
+        known = [trial for job in self._earlier if job.same_recipe for trial in job.trials]
+        return Sampler(
+            self._space.feasible, self._space, spec.seed, planned_trials=spec.trials, kind=spec.sampler, earlier=known
+        )
 
     def _best(
-        self,
-        trials: Sequence[TrialRecord],
-        promotable: Sequence[TrialRecord],
-        untried: NDArray[np.intp],
-        paid: Collection[str],
+        self, trials: Sequence[TrialRecord], seen: _Seen, ready: Places, untried: Places, paid: Collection[str]
     ) -> Move | None:
-        """The move that is expected to add most hypervolume a second."""
-        model = self._model(trials)
-        done = [trial for trial in trials if trial.state == "done" and trial.accuracy is not None]
-        expected = [trial for trial in trials if trial.at_work or trial.state == "paused"]
-        means, _ = self._foretold(model, expected)
-        sure = self._boxes(done, [trial.accuracy or 0.0 for trial in done])
-        running = [i for i, trial in enumerate(expected) if trial.at_work]
-        busy = self._boxes(
-            [*done, *(expected[i] for i in running)], [*(t.accuracy or 0.0 for t in done), *(means[i] for i in running)]
-        )
-        hoped = self._boxes([*done, *expected], [*(t.accuracy or 0.0 for t in done), *means])
-        now = max(sure.hypervolume, 1e-9)
-        found: list[tuple[float, Move]] = []
-        if promotable:
-            mean, sd = self._foretold(model, promotable)
-            gains = busy.gains(mean, sd, self._costs([trial.candidate for trial in promotable]))
-            left = [self._prices.remaining(trial.candidate, trial.epochs or 0, paid) for trial in promotable]
-            rates = gains / np.array(left)
-            best = int(np.argmax(rates))
-            found.append((rates[best], Move(promotable[best], promotable[best].candidate, gains[best] / now)))
-        if len(untried):
-            mean, sd = model.predict(self._table[untried])
-            gains = hoped.gains(mean, np.hypot(sd, OWN_SD), self._scaled[untried])
-            rates = gains / self._seconds(paid)[untried]
-            best = int(np.argmax(rates))
-            found.append((rates[best], Move(None, self._space.feasible[untried[best]], gains[best] / now)))
-        return max(found, key=lambda pair: pair[0])[1] if found else None
+        """The move that is expected to add most hypervolume a second.
 
-    def _seconds(self, paid: Collection[str]) -> Floats:
-        """(n,) that each feasible candidate needs from its beginning."""
-        students, groups, group_of = self._needs
-        before = np.array([unpaid(mentors, paid) for mentors in groups])
-        found: Floats = students + before[group_of]
+        Args:
+            trials: All of the job.
+            seen: The same.
+            ready: Places in them of those that may train on.
+            untried: Places of the candidates that may begin.
+            paid: Keys of the stages that are done or at work.
+        """
+        model = self._model(seen)
+        done, running = seen.state == "done", np.isin(seen.state, ("costing", "training"))
+        expected = running | (seen.state == "paused")
+        hopes = seen.accuracy.copy()
+        hopes[expected], sds = self._foretold(model, seen[expected])
+        found: list[tuple[float, TrialRecord | None, Candidate, float]] = []
+        before = self._unpaid(paid)
+        if len(ready):
+            place, spread = seen.places[ready], np.zeros(len(trials))
+            spread[expected] = sds
+            gains = self._boxes(seen, hopes, done | running).gains(hopes[ready], spread[ready], self._scaled[place])
+            rates = gains / (self._student_s[place] - seen.epochs[ready] * self._epoch_s[place] + before[place])
+            best = int(np.argmax(rates))
+            trial = trials[ready[best]]
+            found.append((rates[best], trial, trial.candidate, gains[best]))
+        if len(untried):
+            mean, sd = model.predict(self._table[untried], self._groups[untried])
+            boxes = self._boxes(seen, hopes, done | expected)
+            gains = boxes.gains(mean, np.hypot(sd, OWN_SD), self._scaled[untried])
+            rates = gains / (self._student_s + before)[untried]
+            best = int(np.argmax(rates))
+            found.append((rates[best], None, self._space.feasible[untried[best]], gains[best]))
+        if not found:
+            return None
+        _, chosen, candidate, gain = max(found, key=lambda row: row[0])
+        return Move(chosen, candidate, gain / max(self._boxes(seen, hopes, done).hypervolume, 1e-9))
+
+    # ------------------------------------------------------------------------------------- seconds
+
+    def _unpaid(self, paid: Collection[str]) -> Floats:
+        """(n,) seconds of what comes before each feasible candidate's student and is not paid for."""
+        groups, group_of = self._mentors
+        found: Floats = np.array([unpaid(mentors, paid) for mentors in groups])[group_of]
         return found
 
     @functools.cached_property
-    def _needs(self) -> tuple[Floats, list[Mentors], NDArray[np.intp]]:
-        """Seconds of each feasible candidate's own, the sets of mentors, and which set each has."""
+    def _mentors(self) -> tuple[list[Mentors], Places]:
+        """The sets of mentors, and which of them each feasible candidate has."""
         groups: dict[Mentors, int] = {}
         of = [groups.setdefault(self._prices.mentors(each), len(groups)) for each in self._space.feasible]
-        students = [self._prices.student(each, 0) for each in self._space.feasible]
-        return np.array(students), list(groups), np.array(of, dtype=np.intp)
+        return list(groups), np.array(of, dtype=np.intp)
+
+    @functools.cached_property
+    def _student_s(self) -> Floats:
+        """(n,) seconds of each feasible candidate from its student's start to a measured file."""
+        return np.array([self._prices.student(each, 0) for each in self._space.feasible])
+
+    @functools.cached_property
+    def _epoch_s(self) -> Floats:
+        """(n,) seconds of an epoch of each feasible candidate's student."""
+        found: Floats = self._student_s - [self._prices.student(each, 1) for each in self._space.feasible]
+        return found
 
     # ------------------------------------------------------------------------------------ accuracy
 
-    def _model(self, trials: Sequence[TrialRecord]) -> Linear:
-        told = [trial for trial in trials if trial.accuracy is not None and trial.epochs is not None]
-        x = self._rows([trial.candidate for trial in told], [trial.epochs or 0 for trial in told])
-        noise = np.array([FULL_SD if trial.epochs == self._levels[-1] else RUNG_SD for trial in told])
-        return self._prior.told(x, np.array([trial.accuracy or 0.0 for trial in told]), np.hypot(noise, OWN_SD))
+    def _read(self, trials: Sequence[TrialRecord]) -> _Seen:
+        """Trials of feasible candidates as columns."""
+        return _Seen(
+            np.array([self._index[trial.candidate] for trial in trials], dtype=np.intp),
+            np.array([trial.epochs or 0 for trial in trials], dtype=np.int64),
+            np.array([math.nan if trial.accuracy is None else trial.accuracy for trial in trials], dtype=np.float64),
+            np.array([trial.state for trial in trials], dtype=np.str_),
+        )
 
-    def _foretold(self, model: Linear, trials: Sequence[TrialRecord]) -> tuple[Floats, Floats]:
+    def _model(self, seen: _Seen) -> Linear:
+        """What all trials, earlier ones included, say."""
+        told = seen[~np.isnan(seen.accuracy) & (seen.epochs > 0)]
+        x, groups, y = self._past
+        noise = np.concatenate((np.full(len(y), FULL_SD), np.where(told.epochs == self._levels[-1], FULL_SD, RUNG_SD)))
+        rows = self._table[told.places]
+        column = self._rung_columns(told)
+        at_rung = np.flatnonzero(column)
+        rows[at_rung, column[at_rung]] = 1.0
+        return self._prior.told(
+            np.concatenate((x, rows)),
+            np.concatenate((groups, self._groups[told.places])),
+            np.concatenate((y, told.accuracy)),
+            np.hypot(noise, OWN_SD),
+        )
+
+    def _foretold(self, model: Linear, seen: _Seen) -> tuple[Floats, Floats]:
         """Mean and sd of the accuracy at the end of trials that have not come there.
 
         What the model says of the candidate and what its own rung says are weighed by their precisions.
         """
-        candidates = [trial.candidate for trial in trials]
-        mean, sd = model.predict(self._rows(candidates))
+        mean, sd = model.predict(self._table[seen.places], self._groups[seen.places])
         sd = np.hypot(sd, OWN_SD)
-        at = [trial.epochs or self._levels[0] for trial in trials]
-        offset = self._rows(candidates, at) @ model.mean - mean
-        seen = np.array([math.nan if trial.accuracy is None else trial.accuracy for trial in trials])
-        weight = np.where(np.isnan(seen), 0.0, sd**2 / (sd**2 + RUNG_SD**2))
-        own = np.where(np.isnan(seen), 0.0, seen - offset)
+        column = self._rung_columns(seen)
+        offset = np.where(column > 0, model.mean[column], 0.0)
+        unseen = np.isnan(seen.accuracy)
+        weight = np.where(unseen, 0.0, sd**2 / (sd**2 + RUNG_SD**2))
+        own = np.where(unseen, 0.0, seen.accuracy - offset)
         return (1 - weight) * mean + weight * own, sd * np.sqrt(1 - weight)
 
     @functools.cached_property
-    def _prior(self) -> Linear:
-        names = len(self._archs), len(self._stems), len(self._levels) - 1
+    def _prior(self) -> Prior:
         counts = len(_LINEAR) - 1
         weights = [
             *_LINEAR.values(),
             _PRETRAINED,
             *[_SQUARE] * (counts * (counts + 1) // 2),
-            *[_ARCH] * names[0],
-            *[_STEM] * names[1],
+            *[_STEM] * len(self._stems),
             *[pair for level in self._levels[:-1] for pair in self._rung_prior(level)],
+            *[_JOB] * sum(not job.same_recipe for job in self._usable),
         ]
         mean, sd = np.array(weights).T
-        return Linear.prior(mean, sd)
+        return Prior(mean, sd, np.full(len(self._archs), _ARCH_SD))
 
     def _rung_prior(self, level: int) -> tuple[tuple[float, float], tuple[float, float]]:
         """Of the offset of a rung, for pretrained networks and for others: the less trained, the lower."""
@@ -205,12 +275,46 @@ class Chooser:
     # ------------------------------------------------------------------------------------ features
 
     @functools.cached_property
+    def _usable(self) -> list[Earlier]:
+        """Of the earlier jobs, the trials whose candidates the catalogue still holds, with knobs that occur here."""
+        known = {candidate.knobs for candidate in self._space.feasible}
+
+        def usable(candidate: Candidate) -> bool:
+            try:
+                self._space.cost(candidate)
+            except UserError:
+                return False
+            return candidate.knobs in known
+
+        left = [replace(job, trials=tuple(t for t in job.trials if usable(t.candidate))) for job in self._earlier]
+        return [job for job in left if job.trials]
+
+    @functools.cached_property
+    def _past(self) -> tuple[Floats, Places, Floats]:
+        """Features (p, k), groups (p,) and accuracies (p,) of the trials of earlier jobs."""
+        trials = [trial for job in self._usable for trial in job.trials]
+        x = self._features([trial.candidate for trial in trials])
+        place, column = 0, self._first_rung + 2 * (len(self._levels) - 1)
+        for job in self._usable:
+            if not job.same_recipe:
+                x[place : place + len(job.trials), column] = 1.0
+                column += 1
+            place += len(job.trials)
+        y = np.array([trial.accuracy or 0.0 for trial in trials], dtype=np.float64)
+        return x, self._groups_of([trial.candidate for trial in trials]), y
+
+    @functools.cached_property
+    def _all(self) -> list[Candidate]:
+        """Every candidate that the model is told of or asked about."""
+        return [*self._space.feasible, *(trial.candidate for job in self._usable for trial in job.trials)]
+
+    @functools.cached_property
     def _archs(self) -> list[str]:
-        return sorted({candidate.arch for candidate in self._space.feasible})
+        return sorted({candidate.arch for candidate in self._all})
 
     @functools.cached_property
     def _stems(self) -> list[str]:
-        return sorted({candidate.stem for candidate in self._space.feasible})
+        return sorted({candidate.stem for candidate in self._all})
 
     @functools.cached_property
     def _pretrained(self) -> NDArray[np.bool_]:
@@ -224,35 +328,45 @@ class Chooser:
 
     @functools.cached_property
     def _table(self) -> Floats:
-        """(n, d) features of every feasible candidate, at the end of a training."""
-        features, known, named = [], [], []
-        for candidate in self._space.feasible:
-            cost = self._space.cost(candidate)
-            features.append(
-                [
-                    math.log2(candidate.image_size.pixels / 64**2) / 2,
-                    math.log2((cost.macs or 1) / 50e6) / 4,
-                    math.log2((cost.params or 1) / 3e6) / 4,
-                ]
-            )
-            known.append(float(candidate.arch in self._space.catalogue.pretrained))
-            names = [candidate.arch == name for name in self._archs], [candidate.stem == name for name in self._stems]
-            named.append([*names[0], *names[1]])
-        x = np.array(features, dtype=np.float64)
-        squares = quadratic(x)[:, x.shape[1] :]
-        rungs = np.zeros((len(x), 2 * (len(self._levels) - 1)))
-        return np.column_stack((np.ones(len(x)), x, known, squares, named, rungs))
+        """(n, k) features of every feasible candidate, at the end of a training."""
+        return self._features(self._space.feasible)
 
-    def _rows(self, candidates: Sequence[Candidate], epochs: Sequence[int] | None = None) -> Floats:
-        """(n, d) features; at the end of a training unless epochs are given."""
-        places = [self._index[candidate] for candidate in candidates]
-        rows = self._table[places]
-        rungs = 2 * (len(self._levels) - 1)
-        for row, place, level in zip(rows, places, epochs or (), strict=bool(epochs)):
-            if level in self._levels[:-1]:
-                pretrained = int(self._table[place, len(_LINEAR)])
-                row[len(row) - rungs + 2 * self._levels.index(level) + pretrained] = 1.0
-        return rows
+    @functools.cached_property
+    def _groups(self) -> Places:
+        """(n,) group of every feasible candidate: its architecture."""
+        return self._groups_of(self._space.feasible)
+
+    def _groups_of(self, candidates: Sequence[Candidate]) -> Places:
+        index = {name: place for place, name in enumerate(self._archs)}
+        return np.array([index[candidate.arch] for candidate in candidates], dtype=np.intp)
+
+    def _features(self, candidates: Sequence[Candidate]) -> Floats:
+        """(n, k) features at the end of a training of this job: offsets of rungs and of other jobs, the last, are 0."""
+        x = np.empty((len(candidates), len(_LINEAR) - 1))
+        known = np.empty((len(candidates), 1 + len(self._stems)))
+        for place, candidate in enumerate(candidates):
+            cost = self._space.cost(candidate)
+            x[place] = (
+                math.log2(candidate.image_size.pixels / 64**2) / 2,
+                math.log2((cost.macs or 1) / 50e6) / 4,
+                math.log2((cost.params or 1) / 3e6) / 4,
+            )
+            pretrained = candidate.arch in self._space.catalogue.pretrained
+            known[place] = (pretrained, *(candidate.stem == name for name in self._stems))
+        offsets = np.zeros((len(x), len(self._prior.mean) - self._first_rung))
+        squares = quadratic(x)[:, x.shape[1] :]
+        return np.column_stack((np.ones(len(x)), x, known[:, 0], squares, known[:, 1:], offsets))
+
+    @property
+    def _first_rung(self) -> int:
+        """Column of the first rung's offset."""
+        return len(_LINEAR) + 1 + (len(_LINEAR) - 1) * len(_LINEAR) // 2 + len(self._stems)
+
+    def _rung_columns(self, seen: _Seen) -> Places:
+        """(n,) column of the offset of each trial's rung; 0 at the end of a training and before the first rung."""
+        level = np.searchsorted(self._levels, seen.epochs)
+        at_rung = np.isin(seen.epochs, self._levels[:-1])
+        return np.where(at_rung, self._first_rung + 2 * level + self._pretrained[seen.places], 0)
 
     @functools.cached_property
     def _scaled(self) -> Floats:
@@ -264,12 +378,7 @@ class Chooser:
         found: Floats = (octaves - low) / (1.05 * np.where(high > low, high - low, 1.0))
         return found
 
-    def _costs(self, candidates: Sequence[Candidate]) -> Floats:
-        return self._scaled[[self._index[candidate] for candidate in candidates]]
-
-    def _boxes(self, trials: Sequence[TrialRecord], accuracy: Sequence[float]) -> Boxes:
-        costs = np.empty((0, len(self._spec.objectives)))
-        if trials:
-            costs = self._costs([trial.candidate for trial in trials])
+    def _boxes(self, seen: _Seen, accuracy: Floats, which: NDArray[np.bool_]) -> Boxes:
+        """The front of those trials, with these accuracies (n,)."""
         worst = max(1 / self._space.classes, self._spec.budget.min_accuracy or 0.0)
-        return Boxes(np.array(accuracy, dtype=np.float64), costs, worst)
+        return Boxes(accuracy[which], self._scaled[seen.places[which]], worst)

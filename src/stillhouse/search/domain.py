@@ -18,6 +18,7 @@ from stillhouse.search.accuracy import Accuracy as Accuracy  # noqa: PLC0414 - a
 from stillhouse.search.budget import COST_OBJECTIVES as COST_OBJECTIVES  # noqa: PLC0414
 from stillhouse.search.budget import Budget as Budget  # noqa: PLC0414
 from stillhouse.search.budget import Cost as Cost  # noqa: PLC0414
+from stillhouse.search.sizes import CHANNELS as CHANNELS  # noqa: PLC0414
 from stillhouse.search.sizes import Fit as Fit  # noqa: PLC0414 - sizes are words of the domain too
 from stillhouse.search.sizes import Size as Size  # noqa: PLC0414
 

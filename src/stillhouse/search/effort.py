@@ -26,9 +26,10 @@ UNKNOWN_MACS = 4e9
 
 
 def pictures_of(summary: Mapping[str, Json], classes: int) -> int:
-    """Pictures in the training split of the first so many classes, taken to be equally large; 0 of no data set."""
-    known = len(summary.get("classes", ()))
-    return round(int(summary["splits"]["train"]) * min(classes, known) / known) if known else 0
+    """Pictures in the training split of the first so many classes; 0 of no data set."""
+    if "histogram" in summary:
+        return sum(int(summary["histogram"][name]["train"]) for name in summary["classes"][:classes])
+    return int(summary["splits"]["train"]) if "splits" in summary else 0
 
 
 class Effort:
@@ -42,6 +43,7 @@ class Effort:
 
     def __init__(self, catalogue: Catalogue, pictures: int, classes: int) -> None:
         self._catalogue, self.pictures, self._classes = catalogue, pictures, classes
+        self._macs: dict[tuple[str, Size, str], float] = {}
 
     def seconds(self, plan: StagePlan) -> float:
         """Expected seconds of a stage on one CPU thread; epochs that a lower rung has done are not counted again."""
@@ -69,6 +71,11 @@ class Effort:
 
     def macs(self, arch: str, size: Size, stem: str) -> float:
         """MACs at any size: of the nearest cell, scaled by pixels."""
+        if (arch, size, stem) not in self._macs:
+            self._macs[arch, size, stem] = self._nearest(arch, size, stem)
+        return self._macs[arch, size, stem]
+
+    def _nearest(self, arch: str, size: Size, stem: str) -> float:
         entry = self._catalogue.archs.get(arch)
         cells = [cell for cell in entry.cells if cell[1] == stem] if entry else []
         if not cells:

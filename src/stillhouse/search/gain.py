@@ -25,57 +25,83 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.search.pareto import front, promotion_order
+from stillhouse.search.pareto import front, net_order
 
 Floats = NDArray[np.float64]
+Places = NDArray[np.intp]
 
 MOST_CELLS = 1500
 """Boxes that the front is cut into at most; a front that needs more is thinned to a net of its members."""
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A linear model with a normal prior on its weights: accuracy = x . w + noise.
+class Prior:
+    """What a linear model thinks before anything is seen: accuracy = x . w + b[group] + noise, all weights independent.
 
     Attributes:
-        mean: (d,) of the weights.
-        covariance: (d, d) of the weights.
+        mean, sd: (k,) of the weights w.
+        group_sd: (g,) of the offsets b, whose mean is 0.
+    """
+
+    mean: Floats
+    sd: Floats
+    group_sd: Floats
+
+    def told(self, x: Floats, group: Places, y: Floats, noise: Floats) -> Linear:
+        """The model after n observations, none being allowed.
+
+        An observation has one offset, so the offsets' block of the precision is a diagonal, which is eliminated
+        (Schur complement): O(n k^2 + g k^2), however many groups there are.
+
+        Args:
+            x: (n, k) features.
+            group: (n,) index of each one's group.
+            y: (n,) what was seen.
+            noise: (n,) standard deviation of each.
+        """
+        count, weight = len(self.group_sd), noise**-2
+        weighted = x * weight[:, None]
+        held = np.bincount(group, weight, count) + self.group_sd**-2
+        offset = np.bincount(group, weight * y, count) / held
+        pulls = np.array([np.bincount(group, column, count) for column in weighted.T]) / held
+        precision = np.diag(self.sd**-2) + np.einsum("nk,nl->kl", weighted, x)
+        precision -= np.einsum("kg,lg->kl", pulls * held, pulls)
+        seen = self.mean * self.sd**-2 + np.einsum("nk,n->k", weighted, y) - np.einsum("kg,g->k", pulls, held * offset)
+        covariance = np.linalg.inv(precision).astype(np.float64)
+        return Linear(np.einsum("kl,l->k", covariance, seen), covariance, pulls.T.copy(), offset, 1 / held)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The model after observations: of w, and of each group's offset given w, which is ``offset - pulls . w``.
+
+    Its sums are ``einsum``'s, which never calls BLAS: one thread, and the same bits whatever the number of cores.
+
+    Attributes:
+        mean: (k,) of the weights w.
+        covariance: (k, k) of them.
+        pulls: (g, k) how each group's offset falls as a weight rises.
+        offset, variance: (g,) of the offsets where w is 0, and given w.
     """
 
     mean: Floats
     covariance: Floats
+    pulls: Floats
+    offset: Floats
+    variance: Floats
 
-    @classmethod
-    def prior(cls, mean: Floats, sd: Floats) -> Linear:
-        """Independent weights: (d,) means and standard deviations."""
-        return cls(mean, np.diag(sd**2))
-
-    def told(self, x: Floats, y: Floats, noise: Floats) -> Linear:
-        """The model after observations.
-
-        Args:
-            x: (n, d) features.
-            y: (n,) what was seen.
-            noise: (n,) standard deviation of each.
-        """
-        if len(y) == 0:
-            return self
-        weighted = x / noise[:, None] ** 2
-        precision = np.linalg.inv(self.covariance)
-        covariance = np.linalg.inv(precision + x.T @ weighted).astype(np.float64)
-        return Linear(covariance @ (precision @ self.mean + weighted.T @ y), covariance)
-
-    def predict(self, x: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation, (n,) each, at features (n, d)."""
-        variance = np.einsum("nd,nd->n", x @ self.covariance, x)
-        return x @ self.mean, np.sqrt(np.maximum(variance, 1e-12))
+    def predict(self, x: Floats, group: Places) -> tuple[Floats, Floats]:
+        """Mean and standard deviation, (n,) each, at features (n, k) in groups (n,)."""
+        own = x - self.pulls[group]
+        variance = np.einsum("nk,nk->n", np.einsum("nk,kl->nl", own, self.covariance), own) + self.variance[group]
+        return np.einsum("nk,k->n", own, self.mean) + self.offset[group], np.sqrt(np.maximum(variance, 1e-12))
 
 
 def expected_improvement(mean: Floats, sd: Floats, best: Floats) -> Floats:
     """E[max(0, a - best)] for a normal with this mean and sd; arrays that broadcast."""
     z = (mean - best) / sd
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    found: Floats = sd * (density + z * _cumulative(z))
+    found: Floats = sd * (density + z * _cumulative(z, density))
     return np.maximum(found, 0.0)
 
 
@@ -89,29 +115,34 @@ class Boxes:
     """
 
     def __init__(self, accuracy: Floats, costs: Floats, worst: float) -> None:
-        dims = costs.shape[1]
-        points = np.column_stack((accuracy, costs))
-        kept = front(points)
-        most = max(1, int(MOST_CELLS ** (1 / dims)) - 1)
+        self._dims = costs.shape[1]
+        kept = front(np.column_stack((accuracy, costs)))
+        most = max(1, int(MOST_CELLS ** (1 / self._dims)) - 1)
         if len(kept) > most:
-            kept = [kept[index] for index in promotion_order(points[kept])[:most]]
-        self.levels = np.array([worst, *sorted(set(accuracy[kept]))])
-        self._edges = [np.unique(np.concatenate(([0.0], costs[kept, dim], [1.0]))) for dim in range(dims)]
-        corners = np.stack(np.meshgrid(*(edge[:-1] for edge in self._edges), indexing="ij"), axis=-1).reshape(-1, dims)
-        best = np.full(len(corners), worst)
+            kept = [kept[index] for index in net_order(np.column_stack((accuracy, costs))[kept])[:most]]
+        edges = [np.unique(np.concatenate(([0.0], costs[kept, dim], [1.0]))) for dim in range(self._dims)]
+        grid = np.indices([len(edge) - 1 for edge in edges]).reshape(self._dims, -1)
+        corners = np.array([edge[at] for edge, at in zip(edges, grid, strict=True)])
+        best = np.full(corners.shape[1], worst)
         for index in kept:
-            reached = np.all(costs[index] <= corners, axis=1)
+            reached = (costs[index][:, None] <= corners).all(axis=0)
             best[reached] = np.maximum(best[reached], accuracy[index])
-        self._level_of = (np.searchsorted(self.levels, best)[:, None] == np.arange(len(self.levels))).astype(np.float64)
+        self.levels, level = np.unique(np.append(best, worst), return_inverse=True)
+        low, high, level = _merged(grid, grid + 1, level[:-1])
+        # An empty box stands first, so that the reference has one where every cost is on the front already.
+        none = np.zeros((self._dims, 1), dtype=np.intp)
+        low, high, level = np.hstack((none, low)), np.hstack((none, high)), np.append(0, level)
+        self._low = np.array([edge[at] for edge, at in zip(edges, low, strict=True)])
+        self._high = np.array([edge[at] for edge, at in zip(edges, high, strict=True)])
+        self._first = np.searchsorted(level, np.arange(len(self.levels)))
 
     def volumes(self, costs: Floats) -> Floats:
         """(n, levels) volume of [u, 1] that lies at each level, for costs (n, m)."""
-        sides = [
-            np.clip(edge[1:] - np.maximum(edge[:-1], costs[:, dim, None]), 0.0, None)
-            for dim, edge in enumerate(self._edges)
-        ]
-        cells = functools.reduce(lambda a, b: (a[:, :, None] * b[:, None, :]).reshape(len(costs), -1), sides)
-        found: Floats = cells @ self._level_of
+        sides = (
+            np.clip(high - np.maximum(low, at[:, None]), 0.0, None)
+            for low, high, at in zip(self._low, self._high, costs.T, strict=True)
+        )
+        found: Floats = np.add.reduceat(functools.reduce(np.multiply, sides), self._first, axis=1)
         return found
 
     def gains(self, mean: Floats, sd: Floats, costs: Floats) -> Floats:
@@ -123,7 +154,7 @@ class Boxes:
     @property
     def hypervolume(self) -> float:
         """What the front dominates, up to the reference accuracy and costs of 1."""
-        whole = self.volumes(np.zeros((1, len(self._edges))))[0]
+        whole = self.volumes(np.zeros((1, self._dims)))[0]
         return float(whole @ (self.levels - self.levels[0]))
 
 
@@ -136,9 +167,24 @@ def quadratic(x: Floats) -> Floats:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _cumulative(z: Floats) -> Floats:
-    """Of the standard normal, to 1e-7 (Abramowitz & Stegun 1964, 26.2.17)."""
+def _merged(low: Places, high: Places, level: Places) -> tuple[Places, Places, Places]:
+    """Boxes (m, b) that tile, of a level each (b,), with neighbours of one level joined; in order of level."""
+    for dim in range(len(low)):
+        across = [*np.delete(low, dim, axis=0), *np.delete(high, dim, axis=0), level]
+        order = np.lexsort((low[dim], *across))
+        low, high, level = low[:, order], high[:, order], level[order]
+        same = np.array([low[dim][1:] == high[dim][:-1], *(key[order][1:] == key[order][:-1] for key in across)])
+        starts = np.flatnonzero(np.append(True, ~same.all(axis=0)))
+        ends = np.append(starts[1:], len(level)) - 1
+        joined = high[:, starts]
+        joined[dim] = high[dim, ends]
+        low, high, level = low[:, starts], joined, level[starts]
+    return low, high, level
+
+
+def _cumulative(z: Floats, density: Floats) -> Floats:
+    """Of the standard normal, whose density at z is known, to 1e-7 (Abramowitz & Stegun 1964, 26.2.17)."""
     t = 1 / (1 + 0.2316419 * np.abs(z))
     series = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
-    tail = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) * series
+    tail = density * series
     return np.where(z >= 0, 1 - tail, tail)

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from stillhouse.search.domain import (
+    CHANNELS,
     COST_OBJECTIVES,
     PRECISIONS,
     Budget,
@@ -33,8 +34,9 @@ from stillhouse.search.errors import UnknownNameError, UserError
 
 _ABLATE: Mapping[bool | str, str] = {True: "all", False: "none", "true": "all", "false": "none"}
 
-SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random")
-"""``auto`` takes what is expected to add most hypervolume a second; the others are Optuna's."""
+SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random", "brute_force")
+"""``auto`` takes what is expected to add most hypervolume a second; ``brute_force`` takes every candidate, fewest MACs
+first, where no more fit than ``trials``; the others are Optuna's."""
 
 UNMET = "nothing meets the budget"
 """How the reason of a job begins whose budget nothing can meet."""
@@ -95,6 +97,8 @@ class JobSpec:
         feature_cache_bytes: A mentor's features are cached up to this size; beyond it the mentor runs in each step.
         compile: Compiles networks in training where that is possible; for workers with a GPU.
         fit: How pictures are brought to the student's size.
+        colour: ``rgb``, or ``grey`` for monochrome cameras: students then read one channel, and pictures are sent in
+            grey. Teacher and assistants go on reading colours.
         codec, quality: What ``image_bytes`` is measured with.
         qualities: Lower qualities (higher ones are passed over) at which each student is read too; where bytes per
             picture count (``sends``), each is a deployment of its own.
@@ -133,6 +137,7 @@ class JobSpec:
     feature_cache_bytes: int = 1 << 30
     compile: bool = False
     fit: Fit = Fit.SQUASH
+    colour: str = "rgb"
     codec: str = "jpeg"
     quality: int = 90
     qualities: tuple[int, ...] = (50, 75)
@@ -168,6 +173,8 @@ class JobSpec:
         _need(self.schedule in ("one_cycle", "cosine"), "schedule must be one_cycle or cosine", self.schedule)
         _need(0 <= self.codec_share <= 1, "0 <= codec_share <= 1 must hold", self.codec_share)
         _need(self.feature_cache_bytes >= 0, "feature_cache_bytes must be >= 0", self.feature_cache_bytes)
+        if self.colour not in CHANNELS:
+            raise UnknownNameError.among("colour", self.colour, CHANNELS)
         _need(self.codec in ("jpeg", "webp"), "codec must be jpeg or webp", self.codec)
         _need(1 <= self.quality <= 100, "1 <= quality <= 100 must hold", self.quality)
         _need(all(1 <= q <= 100 for q in self.qualities), "1 <= q <= 100 must hold in qualities", self.qualities)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json, StagePlan, StageResult
+from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json, StageKind, StagePlan, StageResult
 from stillhouse.search.job import (
     AttemptRecord,
     DatasetRecord,
@@ -104,6 +104,9 @@ class Ledger(Protocol):
 
     def device_seconds(self, keys: Collection[str], *, since: float) -> float:
         """Seconds that attempts at these stages, opened since then (Unix seconds), have run; open ones until now."""
+
+    def stage_seconds(self, kind: StageKind, *, limit: int) -> list[tuple[StagePlan, float]]:
+        """Plans and seconds of the last ``limit`` stages of a kind that were done, newest first."""
 
     def renew(self, attempt_id: str, token: str, *, lease_s: float, progress: Mapping[str, Json]) -> bool:
         """Heartbeat: False when the lease is no longer held."""

@@ -52,3 +52,7 @@ class Fit(enum.StrEnum):
     """Resize until the size is covered, cut the centre."""
     LETTERBOX = "letterbox"
     """Resize until the picture fits inside, fill the border with grey 128."""
+
+
+CHANNELS = {"rgb": 3, "grey": 1}
+"""Channels of a picture by colour."""

@@ -59,11 +59,13 @@ class Space:
         self.spec = spec
         self.classes = _classes(summary, spec)
         for name in spec.archs:
-            catalogue.check_arch(name)
-        self._archs = sorted(set(spec.archs) or catalogue.archs)
+            catalogue.check_arch(name, spec.colour)
+        self._archs = sorted(
+            set(spec.archs) or (name for name in catalogue.archs if catalogue.reads(name, spec.colour))
+        )
         rows = summary.get("curve", ())
         self._curves = {
-            quality: ByteCurve(rows, fit=str(spec.fit), codec=spec.codec, quality=quality)
+            quality: ByteCurve(rows, fit=str(spec.fit), codec=spec.codec, quality=quality, colour=spec.colour)
             for quality in spec.sent_qualities
         }
         self._image_bytes: dict[Size, float] = {}
@@ -135,10 +137,17 @@ class Space:
 
         Raises:
             InfeasibleError: No candidate meets the budget; says which limit binds and what the nearest needs.
+            UserError: More fit than trials were asked for, where all are to be tried (``brute_force``).
         """
         if not self.feasible:
             costs = [(candidate, self.bound(candidate)) for candidate in self.candidates]
             raise InfeasibleError(explain_infeasible(costs, self.spec.budget))
+        fit, trials = len(self.feasible), self.spec.trials
+        if self.spec.sampler == "brute_force" and fit > trials:
+            raise UserError(
+                f"brute_force tries every candidate: trials must be >= {fit}, the number that meet the known limits, "
+                f"but got {trials}; set trials to {fit}, name fewer archs or image_sizes, or take another sampler"
+            )
 
     def cheapest_by_arch(self) -> tuple[Candidate, ...]:
         """The feasible candidate with the fewest MACs of each architecture, cheapest first."""
@@ -158,8 +167,8 @@ class Space:
     # ---------------------------------------------------------------------------------- helpers
 
     def _compute(self, candidate: Candidate) -> Cost:
-        macs, params = self.catalogue.costs(candidate.arch, candidate.network_size, candidate.stem, self.classes)
-        size = candidate.image_size
+        size, network = candidate.image_size, (candidate.arch, candidate.network_size, candidate.stem)
+        macs, params = self.catalogue.costs(*network, self.classes, self.spec.colour)
         return Cost(macs=macs, params=params, image_bytes=self._bytes(size), image_size=size)
 
     def _bytes(self, size: Size) -> float:
@@ -251,25 +260,27 @@ class Neighbourhood:
 
 
 class ByteCurve:
-    """Mean bytes per picture over image size, for one fit, codec and quality.
+    """Mean bytes per picture over image size, for one fit, codec, quality and colour.
 
     Args:
-        rows: Measured ``{fit, size, codec, quality, mean_bytes}``.
-        fit, codec, quality: What the device does.
+        rows: Measured ``{colour, fit, size, codec, quality, mean_bytes}``; rows without a colour are of ``rgb``.
+        fit, codec, quality, colour: What the device does.
 
     Raises:
         DatasetError: No such rows, or a quality that one measured quality cannot tell.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Json]], *, fit: str, codec: str, quality: int) -> None:
+    def __init__(
+        self, rows: Sequence[Mapping[str, Json]], *, fit: str, codec: str, quality: int, colour: str = "rgb"
+    ) -> None:
         measured: dict[Size, dict[float, float]] = {}
         for row in rows:
-            if row["fit"] == fit and row["codec"] == codec:
+            if (row.get("colour", "rgb"), row["fit"], row["codec"]) == (colour, fit, codec):
                 measured.setdefault(Size.parse(row["size"]), {})[float(row["quality"])] = math.log(row["mean_bytes"])
         if not measured:
             raise DatasetError(
-                f"bytes per picture were not measured for fit {fit} and codec {codec} on this data set; "
-                "ingest it again, or choose another fit or codec"
+                f"bytes per picture were not measured for {colour}, fit {fit} and codec {codec} on this data set; "
+                "ingest it again, or choose another colour, fit or codec"
             )
         self._points: dict[float, float] = {}
         for size, by_quality in sorted(measured.items()):

@@ -70,7 +70,7 @@ def run(
     budget: options.BudgetFile = None,
     trials: Annotated[int, typer.Option(help="Candidates to train.", rich_help_panel=SEARCH)] = 8,
     seed: Annotated[int, typer.Option(help="Makes a run repeatable.", rich_help_panel=SEARCH)] = 0,
-    sampler: Annotated[str, typer.Option(help="auto, tpe, gp, nsga2 or random.", rich_help_panel=SEARCH)] = "auto",
+    sampler: Annotated[str, typer.Option(help="auto, tpe, gp, nsga2, random or brute_force.", rich_help_panel=SEARCH)] = "auto",
     eta: Annotated[int, typer.Option(help="Ratio of rungs; 1: no rungs.", rich_help_panel=SEARCH)] = 1,
     max_wall_s: Annotated[float | None, typer.Option(help="Seconds to search.", rich_help_panel=SEARCH)] = None,
     max_device_s: Annotated[float | None, typer.Option(help="Worker seconds.", rich_help_panel=SEARCH)] = None,
