@@ -153,6 +153,27 @@ def test_seconds_of_workers_are_those_of_the_stages_asked_for(ledger: Ledger) ->
     assert ledger.device_seconds([], since=began) == 0.0
 
 
+def test_seconds_of_stages_are_those_done_last_of_a_kind(ledger: Ledger) -> None:
+    asked = [plan(name, source=name) for name in "abcde"]
+    for one in (*asked, plan("t", StageKind.TEACHER)):
+        ledger.ensure_stage(one)
+    opened = {one.spec["name"]: ledger.open_attempt(one.key, lease_s=30, threads=1) for one in asked}
+    for name, seconds in (("c", 3.0), ("a", 1.0), ("b", 2.0)):
+        attempt = opened[name]
+        assert attempt is not None
+        assert ledger.commit(attempt.id, attempt.token, RESULT, seconds=seconds)
+        time.sleep(0.002)  # the order is by the clock
+    failed = opened["d"]
+    assert failed is not None
+    assert ledger.fail(failed.id, failed.token, "why")
+    newest = [(asked[1], 2.0), (asked[0], 1.0), (asked[2], 3.0)]
+    found = ledger.stage_seconds(StageKind.STUDENT, limit=9)
+    assert found == newest, "what failed, is at work or of another kind has no seconds"
+    assert found[0][0].hints == {"source": "b"}
+    assert ledger.stage_seconds(StageKind.STUDENT, limit=2) == newest[:2]
+    assert ledger.stage_seconds(StageKind.TEACHER, limit=9) == []
+
+
 def test_fail_tells_why(ledger: Ledger) -> None:
     key = ledger.ensure_stage(plan()).key
     attempt = ledger.open_attempt(key, lease_s=5, threads=1)

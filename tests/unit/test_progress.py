@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from stillhouse.search.domain import Candidate, Cost, Size, StageKind, StagePlan, StageResult
-from stillhouse.search.job import DatasetRecord, JobSpec
+from stillhouse.search.forecast import Forecast
+from stillhouse.search.job import DatasetRecord, JobRecord, JobSpec
 from stillhouse.search.plan import Planner, ingest_plan
 from stillhouse.service.db.memory import MemoryLedger
 from stillhouse.service.progress import Watcher, note_of, title_of
@@ -51,6 +52,24 @@ SUMMARY = {
     "notes": ["a note"],
     "faults": [],
 }
+
+
+def test_a_terminal_shows_the_seconds_that_the_api_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, screen = MemoryLedger(), io.StringIO()
+    dataset = ledger.add_dataset("birds", ingest_plan("x", "x", False, {}))
+    job = ledger.add_job(JobSpec(dataset.id, trials=2))
+    asked: list[str] = []
+
+    def told(_self: Forecast, job: JobRecord, _trials: object, _stages: object) -> float:
+        asked.append(job.id)
+        return 3723.4
+
+    monkeypatch.setattr(Forecast, "eta_s", told)
+    with Watcher(ledger, Console(file=screen, width=120, force_terminal=True)) as watcher:
+        watcher.job(job.id)
+        watcher.job(job.id)
+    assert asked == [job.id], "not asked each time"
+    assert "1:02:03" in screen.getvalue()
 
 
 def test_titles_and_notes_say_what_is_going_on() -> None:

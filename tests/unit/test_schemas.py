@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from stillhouse.search.domain import Budget, Candidate, Cost, Fit, Size, StageKind, StagePlan
 from stillhouse.search.job import Epochs, JobRecord, JobSpec, StageRecord, TrialRecord
 from stillhouse.service.problems import documented, explain
-from stillhouse.service.schemas import JobRequest, Search, eta_s, job_json
+from stillhouse.service.schemas import JobRequest, Search, job_json
 
 CANDIDATE = Candidate("lcnet_050", Size(32, 32), Size(64, 64))
 SPEC = JobSpec("ds_1", trials=4)
@@ -29,7 +29,7 @@ def test_every_field_of_a_spec_can_be_sent() -> None:
         "classes": 20, "trials": 3, "seed": 7, "task": "classification", "method": "pixel", "knobs": {"gamma": 10.0},
         "teacher": "resnet50", "teacher_checkpoint": "0" * 64, "teacher_size": 160,
         "epochs": {"teacher": 1, "assistant": 2, "student": 3}, "views": 2, "fit": "letterbox", "codec": "webp",
-        "quality": 80, "objectives": ["latency_ms"], "archs": ["lcnet_050"], "image_sizes": ["48x64"],
+        "colour": "grey", "quality": 80, "objectives": ["latency_ms"], "archs": ["lcnet_050"], "image_sizes": ["48x64"],
         "ablate": "best", "latency_threads": 2, "ladder": [128, 96], "mixup": 0.5, "ema": 0.9, "schedule": "cosine",
         "codec_share": 0.25, "feature_cache_bytes": 0, "compile": True, "sampler": "tpe",
         "qualities": [40, 60], "precisions": ["fp32", "int8"], "eta": 2,
@@ -80,35 +80,25 @@ def test_a_job_is_told_with_its_counts() -> None:
         trial(2, "infeasible"),
         trial(3, "done", accuracy=0.7),
     ]
-    told = job_json(JobRecord("job_1", SPEC, "done"), trials, {}, dataset_name="birds")
+    told = job_json(JobRecord("job_1", SPEC, "done"), trials, {}, dataset_name="birds", eta_s=None)
     assert told["counts"] == {"done": 2, "failed": 1, "infeasible": 1}
     assert (told["trials_ended"], told["best_accuracy"], told["dataset_name"]) == (3, 0.7, "birds")
-    assert told["eta_s"] is None, "an ended job needs no time"
+    assert told["eta_s"] is None
 
 
-def eta(trials: list[TrialRecord], stages: dict[str, StageRecord], started_at: float | None = 100.0) -> float | None:
-    return eta_s(JobRecord("job_1", SPEC, "running", started_at=started_at), trials, stages, now=160.0)
-
-
-def test_the_time_left_follows_what_has_passed() -> None:
-    ended = [trial(0, "done"), trial(1, "failed")]
-    assert eta(ended, {}) == pytest.approx(60.0), "2 of 4 trials took 60 s"
+def test_a_trial_is_told_with_what_runs_for_it() -> None:
     keys = tuple(plan.key for plan in PLANS)
     stages = {
         keys[0]: StageRecord(PLANS[0], "done"),
         keys[1]: StageRecord(PLANS[1], "running", progress={"done": 5, "total": 10}),
-        keys[2]: StageRecord(PLANS[2], "pending", progress={"done": 9, "total": 10}),
+        keys[2]: StageRecord(PLANS[2], "pending"),
     }
-    half = [*ended, trial(2, "training", keys)]
-    assert eta(half, stages) == pytest.approx(60 * (4 - 2.375) / 2.375), "1.5 of 4 stages is 0.375 trials"
-    over = [*ended, trial(2, "done"), trial(3, "done"), trial(4, "done")]
-    assert eta(over, {}) is None, "what ends a job is not in it"
-
-
-def test_the_time_left_is_not_guessed_from_nothing() -> None:
-    assert eta([], {}) is None
-    assert eta([trial(0, "costing"), trial(1, "infeasible")], {}) is None
-    assert eta([trial(0, "done")], {}, started_at=None) is None
+    running = JobRecord("job_1", SPEC, "running")
+    told = job_json(running, [trial(0, "training", keys)], stages, dataset_name="birds", eta_s=12.5)
+    assert told["eta_s"] == 12.5
+    (shown,) = told["trials"]
+    assert (shown["stages_done"], shown["stages"]) == (1, 4)
+    assert shown["running"] == {"kind": "student", "progress": {"done": 5, "total": 10}}
 
 
 def test_documented_errors_carry_an_example_each() -> None:

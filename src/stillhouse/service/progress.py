@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -12,15 +14,33 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from stillhouse.search.domain import Json, StageKind, StagePlan
-from stillhouse.search.job import DatasetRecord, StageRecord, TrialRecord
+from stillhouse.search.forecast import Forecast
+from stillhouse.search.job import DatasetRecord, JobRecord, StageRecord, TrialRecord
 from stillhouse.search.ports import Ledger
+
+ETA_EVERY_S = 2.0
+"""How often a job's ETA is asked for."""
+
+
+class Left(TimeRemainingColumn):
+    """Seconds left: those that the task was told as its field ``left``, else by its own speed."""
+
+    def render(self, task: Task) -> Text:
+        """As text."""
+        left = task.fields.get("left")
+        if left is None:
+            return super().render(task)
+        minutes, seconds = divmod(max(0, round(left)), 60)
+        return Text(f"{minutes // 60:d}:{minutes % 60:02d}:{seconds:02d}", style="progress.remaining")
 
 
 class Watcher:
@@ -28,6 +48,8 @@ class Watcher:
 
     def __init__(self, ledger: Ledger, console: Console) -> None:
         self._ledger, self._console = ledger, console
+        self._forecast = Forecast(ledger)
+        self._eta: tuple[float, float | None] = (-math.inf, None)
         self._bars: dict[str, TaskID] = {}
         self._said: set[str] = set()
         self._seen_event = 0
@@ -38,7 +60,7 @@ class Watcher:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
-            TimeRemainingColumn(),
+            Left(),
             TextColumn("{task.fields[note]}"),
             console=console,
             disable=not console.is_terminal,
@@ -70,7 +92,8 @@ class Watcher:
     def job(self, job_id: str) -> None:
         """Shows trials, running stages, and says what has ended since the last call."""
         job, trials = self._ledger.job(job_id), self._ledger.trials(job_id)
-        self._bar("job", "trials", total=job.spec.trials, done=sum(self._share(trial) for trial in trials))
+        left = self._left(job, trials)
+        self._bar("job", "trials", total=job.spec.trials, done=sum(self._share(trial) for trial in trials), left=left)
         for trial in trials:
             head = f"trial {trial.number} {trial.candidate}"
             if trial.state == "done" and trial.accuracy is not None:
@@ -81,8 +104,18 @@ class Watcher:
                 self._say(f"{head}: {trial.state} ({trial.reason})")
         self._stages([attempt.stage_key for attempt in self._ledger.open_attempts()])
 
+    def _left(self, job: JobRecord, trials: list[TrialRecord]) -> float | None:
+        """Seconds that a job still needs, as the API tells them; asked for now and then, counted down in between."""
+        now, (told_at, left) = time.monotonic(), self._eta
+        if not self._console.is_terminal:
+            return None
+        if now - told_at >= ETA_EVERY_S:
+            stages = self._ledger.stages(key for trial in trials for key in trial.stages)
+            told_at, left = self._eta = now, self._forecast.eta_s(job, trials, stages)
+        return None if left is None else left - (now - told_at)
+
     def _share(self, trial: TrialRecord) -> float:
-        """How much of a trial is done, from 0 to 1, by stages: the job's ETA is drawn from it."""
+        """How much of a trial is done, from 0 to 1, by stages."""
         if trial.state in ("done", "failed", "paused", "stopped"):
             return 1.0
         if trial.state != "training" or not trial.stages:
@@ -102,10 +135,12 @@ class Watcher:
                 if stage.state == "done":
                     self._print(f"{title}: {_took(stage)}")
 
-    def _bar(self, key: str, title: str, *, total: float | None, done: float, note: str = "") -> None:
+    def _bar(
+        self, key: str, title: str, *, total: float | None, done: float, note: str = "", left: float | None = None
+    ) -> None:
         if key not in self._bars:
-            self._bars[key] = self._progress.add_task(title, total=total, note=note)
-        self._progress.update(self._bars[key], total=total, completed=done, note=note)
+            self._bars[key] = self._progress.add_task(title, total=total, note=note, left=left)
+        self._progress.update(self._bars[key], total=total, completed=done, note=note, left=left)
 
     def _say(self, line: str) -> None:
         if line not in self._said:

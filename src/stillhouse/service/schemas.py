@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 import typing
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,6 @@ from stillhouse.search.domain import Budget, Json
 from stillhouse.search.job import DatasetRecord, JobRecord, JobSpec, StageRecord, TrialRecord
 
 STRICT = ConfigDict(extra="forbid")
-LEAST_TRIALS_FOR_ETA = 0.2
 MOST = 2**63
 UNFIT = re.compile("[\0\ud800-\udfff]")
 """Characters that JSON can write and no database keeps."""
@@ -104,9 +102,14 @@ def dataset_json(record: DatasetRecord) -> dict[str, Json]:
 
 
 def job_json(
-    job: JobRecord, trials: list[TrialRecord], stages: Mapping[str, StageRecord], *, dataset_name: str
+    job: JobRecord,
+    trials: list[TrialRecord],
+    stages: Mapping[str, StageRecord],
+    *,
+    dataset_name: str,
+    eta_s: float | None,
 ) -> dict[str, Json]:
-    """A job with its trials and how far each is."""
+    """A job with its trials and how far each is; ``eta_s`` are the seconds that it still needs, where they are told."""
     counts = Counter(trial.state for trial in trials)
     return {
         "id": job.id,
@@ -117,42 +120,13 @@ def job_json(
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
-        "eta_s": eta_s(job, trials, stages, now=time.time()),
+        "eta_s": eta_s,
         "counts": dict(counts),
         "trials_ended": counts["done"] + counts["failed"] + counts["stopped"],
         "trials_wanted": job.spec.trials,
         "best_accuracy": max((t.accuracy for t in trials if t.accuracy is not None), default=None),
         "trials": [_trial_json(trial, stages) for trial in trials],
     }
-
-
-def eta_s(job: JobRecord, trials: list[TrialRecord], stages: Mapping[str, StageRecord], *, now: float) -> float | None:
-    """Seconds that a running job still needs if it goes on as it went; None while that cannot be told.
-
-    A trial counts by the share of its stages that are done, a running stage by its own progress. The first trial
-    also makes the teacher that all share, so the figure tends to be too high at first. Comparing the front and reading
-    the test split, which come after the last trial, are not in it: None while they go on.
-    """
-    if job.state != "running" or job.started_at is None:
-        return None
-    passed = sum(_share(trial, stages) for trial in trials)
-    if not LEAST_TRIALS_FOR_ETA <= passed < job.spec.trials:
-        return None
-    return (now - job.started_at) * (job.spec.trials - passed) / passed
-
-
-def _share(trial: TrialRecord, stages: Mapping[str, StageRecord]) -> float:
-    if trial.state in ("done", "failed", "paused", "stopped"):
-        return 1.0
-    if trial.state != "training" or not trial.stages:
-        return 0.0
-    known = [stages[key] for key in trial.stages if key in stages]
-    return sum(1.0 if stage.state == "done" else _progress(stage) for stage in known) / len(trial.stages)
-
-
-def _progress(stage: StageRecord) -> float:
-    done, total = stage.progress.get("done"), stage.progress.get("total")
-    return min(1.0, done / total) if stage.state == "running" and done and total else 0.0
 
 
 def _trial_json(trial: TrialRecord, stages: Mapping[str, StageRecord]) -> dict[str, Json]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from stillhouse.search.domain import Json
+from stillhouse.search.forecast import Forecast
 from stillhouse.search.ports import ArtifactStore, Ledger
 from stillhouse.service.settings import Settings
 
@@ -21,6 +23,11 @@ class Context:
     ledger: Ledger
     store: ArtifactStore
     settings: Settings
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """Tells what running jobs still need."""
+        return Forecast(self.ledger)
 
     def catalogue(self) -> Mapping[str, Json]:
         """What the workers published; 503 before they have."""

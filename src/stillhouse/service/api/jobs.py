@@ -89,6 +89,7 @@ def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
     front = deployment_front(deployments, job.spec.objectives, job.spec.budget)
     members, compared = {member.id for member in front}, {member.trial_number for member in front}
     fitting = [item for item in deployments if not item.is_baseline and not job.spec.budget.excess(item.cost)]
+    points = {_point(member) for member in front}
     rivals = [item for item in fitting if item.id in members or item.trial_number not in compared]
     done = job.state == "done"
     rest = [item for item in deployments if item.id not in members]
@@ -101,8 +102,8 @@ def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
         "tied": ties(front, job.spec.objectives) if done else {},
         "in_doubt": in_doubt(rivals, members, job.spec.objectives) if done else [],
         "judged": "coded" if job.spec.sends else "plain",
-        "compared": [_entry(item) for item in rest if item.trial_number in compared and item.is_baseline],
-        "family": [_entry(item) for item in rest if item.trial_number in compared and not item.is_baseline],
+        "compared": [_entry(item) for item in rest if _point(item) in points],
+        "family": [_entry(item) for item in rest if item.trial_number in compared and _point(item) not in points],
         "others": [_entry(item) for item in rest if item.trial_number not in compared],
         "progress": _progress(ctx, job),
     }
@@ -114,6 +115,11 @@ def _progress(ctx: Context, job: JobRecord) -> list[dict[str, Json]]:
     known = len(ctx.ledger.dataset(job.spec.dataset).summary.get("classes", ())) or 2
     steps = growth(ctx.ledger.events(job.id), job.spec, started_at=job.started_at, classes=job.spec.classes or known)
     return [step.to_json() for step in steps]
+
+
+def _point(item: Deployment) -> tuple[int, str, int | None]:
+    """What the variants of one network, at one precision and picture quality, have in common."""
+    return item.trial_number, item.precision, item.quality
 
 
 def _entry(deployment: Deployment) -> dict[str, Json]:

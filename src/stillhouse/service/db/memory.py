@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json, StagePlan, StageResult
+from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import ConflictError, StageError, UserError
 from stillhouse.search.job import AttemptRecord, DatasetRecord, Event, JobRecord, JobSpec, StageRecord, TrialRecord
 from stillhouse.search.ports import Ledger
@@ -238,6 +238,14 @@ class MemoryLedger(Ledger):
         with self._lock:
             times = [self._times[attempt.id] for attempt in self._attempts.values() if attempt.stage_key in wanted]
         return sum((ended or now) - opened for opened, ended in times if opened >= since)
+
+    def stage_seconds(self, kind: StageKind, *, limit: int) -> list[tuple[StagePlan, float]]:
+        """Those done last, by the end of the attempt that did them."""
+        with self._lock:
+            ended = {a.stage_key: self._times[a.id][1] or 0.0 for a in self._attempts.values() if a.state == "done"}
+            found = [self._stages[key] for key in ended if self._stages[key].plan.kind is kind]
+        found.sort(key=lambda stage: (-ended[stage.key], stage.key))
+        return [(stage.plan, stage.seconds) for stage in found if stage.seconds is not None][:limit]
 
     def renew(self, attempt_id: str, token: str, *, lease_s: float, progress: Mapping[str, Json]) -> bool:
         """Sets the lease's end and the progress, if the token still holds the attempt."""

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from stillhouse.search.domain import Json, StagePlan, StageResult
+from stillhouse.search.domain import Json, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import StageError
 from stillhouse.search.job import AttemptRecord, DatasetRecord, StageRecord
 from stillhouse.service.db.records import (
@@ -169,6 +169,15 @@ class WorkTables:
                 part = AttemptRow.stage_key.in_(wanted[start : start + _KEYS_A_QUERY])
                 total += session.scalar(select(took).where(part, AttemptRow.opened_at >= since)) or 0.0
         return total
+
+    def stage_seconds(self, kind: StageKind, *, limit: int) -> list[tuple[StagePlan, float]]:
+        """Those done last, by the end of the attempt that did them."""
+        did = (AttemptRow.stage_key == StageRow.key) & (AttemptRow.state == "done")
+        query = select(StageRow.plan, StageRow.seconds).join(AttemptRow, did)
+        query = query.where(StageRow.kind == str(kind), StageRow.state == "done", StageRow.seconds.is_not(None))
+        query = query.order_by(AttemptRow.ended_at.desc(), StageRow.key).limit(limit)
+        with self._sessions.read() as session:
+            return [(StagePlan.from_json(plan), seconds or 0.0) for plan, seconds in session.execute(query)]
 
     def renew(self, attempt_id: str, token: str, *, lease_s: float, progress: Mapping[str, Json]) -> bool:
         """Sets the lease's end and the progress, if the token still holds the attempt."""

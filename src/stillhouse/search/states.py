@@ -1,0 +1,93 @@
+"""The states of everything the ledger keeps, and the only moves between them.
+
+::
+
+    data set   pending --> ready
+                  |  ^
+                  v  |  asked for again
+                failed
+
+    job        queued --> running --> done
+                 ^  |        |  \---> failed
+                 |  +--------+------> cancelled          a user's word
+                 +--- retry --- done, failed, cancelled  (done: while comparisons are missing)
+
+    trial      costing --> training --> done
+                 |  |       |  ^  \---> failed           retry: back to costing
+                 |  |       v  |
+                 |  |      paused                        waits at a rung
+                 |  |       |
+                 |  +-------+---------> stopped          the search is over, or it promises too little
+                 +--------------------> infeasible       measured beyond the budget
+
+    stage      pending --> running --> done
+                  ^          |  \----> failed            a fault that a retry would meet again
+                  +-- lost --+                           the attempt is gone, its work is not at fault
+                  +-- retry -- failed
+
+    attempt    open --> done, failed, lost
+
+*Lost* is not *failed*: an attempt whose process, node or lease is gone says nothing about its stage, which goes back to
+pending and is tried again after a pause; only a stage that loses ``max_attempts`` in a row fails. Every move is one
+compare-and-set in the ledger; what is not drawn here is a fault of ours, and refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+Moves = Mapping[str, frozenset[str]]
+"""State -> the states that may follow it."""
+
+DATASET: Moves = {
+    "pending": frozenset({"ready", "failed"}),
+    "ready": frozenset(),
+    "failed": frozenset({"pending"}),
+}
+JOB: Moves = {
+    "queued": frozenset({"running", "failed", "cancelled"}),
+    "running": frozenset({"done", "failed", "cancelled"}),
+    "done": frozenset({"queued"}),
+    "failed": frozenset({"queued"}),
+    "cancelled": frozenset({"queued"}),
+}
+TRIAL: Moves = {
+    "costing": frozenset({"training", "infeasible", "failed", "stopped"}),
+    "training": frozenset({"training", "paused", "done", "failed", "stopped"}),
+    "paused": frozenset({"training", "failed", "stopped"}),
+    "done": frozenset(),
+    "failed": frozenset({"costing"}),
+    "infeasible": frozenset(),
+    "stopped": frozenset(),
+}
+STAGE: Moves = {
+    "pending": frozenset({"running"}),
+    "running": frozenset({"done", "failed", "pending"}),
+    "done": frozenset(),
+    "failed": frozenset({"pending"}),
+}
+ATTEMPT: Moves = {
+    "open": frozenset({"done", "failed", "lost"}),
+    "done": frozenset(),
+    "failed": frozenset(),
+    "lost": frozenset(),
+}
+
+
+def check_move(moves: Moves, expected: Iterable[str], to: str) -> None:
+    """Makes sure that a move is drawn above.
+
+    Args:
+        moves: Of what is moved.
+        expected: The states that it may be in.
+        to: The state that it shall be in.
+
+    Raises:
+        ValueError: There is no such state, or no such move.
+    """
+    for state in expected:
+        if state not in moves or to not in moves:
+            raise ValueError(f"a state must be one of {', '.join(moves)}, but got {state!r} -> {to!r}")
+        if to not in moves[state]:
+            may = ", ".join(sorted(moves[state])) or "nothing"
+            raise ValueError(f"from {state} it goes on to {may}, but not to {to}")
