@@ -137,7 +137,8 @@ class JobStep:
         return self._desks[self._job.id]
 
     def _end(self, state: str, reason: str | None = None) -> None:
-        self._ledger.move_job(self._job.id, expect=LIVE, to=state, reason=reason)
+        expect = ("running",) if state == "done" else LIVE
+        self._ledger.move_job(self._job.id, expect=expect, to=state, reason=reason)
         self._desks.pop(self._job.id, None)
 
     # ------------------------------------------------------------------------------------ asking

@@ -16,12 +16,13 @@ def check_request(catalogue: Mapping[str, Json], spec: JobSpec) -> None:
 
     Raises:
         UnknownNameError: A teacher, architecture, task, method or knob that no worker knows.
-        UserError: A knob of the wrong type or out of its range; pictures that the patches of a ViT do not divide.
+        UserError: A knob of the wrong type or out of its range; pictures that the patches of a ViT do not divide; a
+            network whose costs are not known for the colour.
     """
     known = Catalogue.from_json(catalogue)
     known.check_teacher(spec.teacher)
     for arch in spec.archs:
-        known.check_arch(arch)
+        known.check_arch(arch, spec.colour)
     if spec.task not in catalogue.get("tasks", (spec.task,)):
         raise UnknownNameError.among("task", spec.task, catalogue["tasks"])
     needs = method_needs(catalogue, spec.method)

@@ -1,13 +1,6 @@
 """What a user asks for (``JobSpec``) and what the ledger keeps about the work (``*Record``).
 
-States move one way only::
-
-    data set  pending -> ready | failed
-    job       queued -> running -> done | failed | cancelled   (back to queued by ``retry``)
-    trial     costing -> training -> done | failed          (costing -> infeasible)
-              training <-> paused -> stopped                (a rung is reached; to stop, training -> stopped too)
-    stage     pending -> running -> done | failed           (running -> pending when an attempt is lost)
-    attempt   open -> done | failed | lost | cancelled
+Their states, and the moves between them, are drawn in ``states.py``.
 """
 
 from __future__ import annotations

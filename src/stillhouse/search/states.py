@@ -1,4 +1,4 @@
-"""The states of everything the ledger keeps, and the only moves between them.
+r"""The states of everything the ledger keeps, and the only moves between them.
 
 ::
 

@@ -16,14 +16,12 @@ from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json
 from stillhouse.search.errors import ConflictError, UserError
 from stillhouse.search.job import Event, JobRecord, JobSpec, TrialRecord
 from stillhouse.search.ports import Ledger
+from stillhouse.search.states import JOB, TRIAL, check_move
 from stillhouse.service.db.records import (
     JOB_ENDS,
-    JOB_STATES,
-    TRIAL_STATES,
     as_json,
     as_text_or_none,
     body_hash,
-    check_state,
     deployment_record,
     deployment_values,
     event_record,
@@ -106,7 +104,7 @@ class SqlLedger(WorkTables, Ledger):
 
     def move_job(self, job_id: str, *, expect: Sequence[str], to: str, reason: str | None = None) -> bool:
         """Sets the state if it is one of those expected, with its time stamp and event."""
-        check_state(to, JOB_STATES)
+        check_move(JOB, expect, to)
         values: dict[str, Json] = {"state": to, "reason": as_text_or_none(reason)}
         if to == "running":
             values["started_at"] = time.time()
@@ -155,7 +153,7 @@ class SqlLedger(WorkTables, Ledger):
         reason: str | None = None,
     ) -> bool:
         """Sets the state if it is the one expected, and what else is given; emits its event."""
-        check_state(to, TRIAL_STATES)
+        check_move(TRIAL, (expect,), to)
         given: dict[str, Json] = {
             "cost": None if cost is None else as_json(cost.to_json()),
             "stages": None if stages is None else list(stages),

@@ -17,16 +17,14 @@ from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json
 from stillhouse.search.errors import ConflictError, StageError, UserError
 from stillhouse.search.job import AttemptRecord, DatasetRecord, Event, JobRecord, JobSpec, StageRecord, TrialRecord
 from stillhouse.search.ports import Ledger
+from stillhouse.search.states import DATASET, JOB, TRIAL, check_move
 from stillhouse.service.db.records import (
     JOB_ENDS,
-    JOB_STATES,
-    TRIAL_STATES,
     as_json,
     as_progress,
     as_text,
     as_text_or_none,
     body_hash,
-    check_state,
     lost_reason,
     new_id,
     not_found,
@@ -81,7 +79,7 @@ class MemoryLedger(Ledger):
         self, dataset_id: str, state: str, *, summary: Mapping[str, Json], reason: str | None, faults: Sequence[str]
     ) -> bool:
         """Moves pending -> ready | failed."""
-        check_state(state, ("ready", "failed"))
+        check_move(DATASET, ("pending",), state)
         kept = as_json(dict(summary))
         with self._lock:
             record = self._datasets.get(dataset_id)
@@ -122,7 +120,7 @@ class MemoryLedger(Ledger):
 
     def move_job(self, job_id: str, *, expect: Sequence[str], to: str, reason: str | None = None) -> bool:
         """Sets the state if it is one of those expected, with its time stamp and event."""
-        check_state(to, JOB_STATES)
+        check_move(JOB, expect, to)
         with self._lock:
             record = self._jobs.get(job_id)
             if record is None or record.state not in expect:
@@ -167,7 +165,7 @@ class MemoryLedger(Ledger):
         reason: str | None = None,
     ) -> bool:
         """Sets the state if it is the one expected, and what else is given; emits its event."""
-        check_state(to, TRIAL_STATES)
+        check_move(TRIAL, (expect,), to)
         with self._lock:
             record = self._trials.get((job_id, number))
             if record is None or record.state != expect:

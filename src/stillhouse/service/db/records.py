@@ -20,10 +20,7 @@ from stillhouse.search.job import (
 )
 from stillhouse.service.db.tables import AttemptRow, DatasetRow, DeploymentRow, EventRow, JobRow, StageRow, TrialRow
 
-DATASET_STATES = ("pending", "ready", "failed")
-JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
 JOB_ENDS = ("done", "failed", "cancelled")
-TRIAL_STATES = ("costing", "training", "paused", "done", "failed", "infeasible", "stopped")
 
 
 def new_id(prefix: str) -> str:
@@ -72,12 +69,6 @@ def as_text(value: str) -> str:
 def as_text_or_none(value: str | None) -> str | None:
     """As ``as_text``; None stays None."""
     return None if value is None else as_text(value)
-
-
-def check_state(state: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError for a state that is not one of these."""
-    if state not in known:
-        raise ValueError(f"a state must be one of {', '.join(known)}, but got {state!r}")
 
 
 def body_hash(spec: Mapping[str, Json]) -> str:

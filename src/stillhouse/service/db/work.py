@@ -16,13 +16,13 @@ from sqlalchemy.orm import Session
 from stillhouse.search.domain import Json, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import StageError
 from stillhouse.search.job import AttemptRecord, DatasetRecord, StageRecord
+from stillhouse.search.states import DATASET, check_move
 from stillhouse.service.db.records import (
     as_json,
     as_progress,
     as_text,
     as_text_or_none,
     attempt_record,
-    check_state,
     dataset_record,
     lost_reason,
     new_id,
@@ -83,7 +83,7 @@ class WorkTables:
         self, dataset_id: str, state: str, *, summary: Mapping[str, Json], reason: str | None, faults: Sequence[str]
     ) -> bool:
         """Moves pending -> ready | failed."""
-        check_state(state, ("ready", "failed"))
+        check_move(DATASET, ("pending",), state)
         change = update(DatasetRow).where(DatasetRow.id == dataset_id, DatasetRow.state == "pending")
         values = {
             "state": state,
