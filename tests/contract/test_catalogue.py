@@ -17,7 +17,7 @@ import torch
 from stillhouse.distill import catalogue, zoo
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Json, Size
-from stillhouse.search.errors import StageError
+from stillhouse.search.errors import StageError, UserError
 from stillhouse.service import cell_check
 from stillhouse.service.cell_check import LEAST_LIKENESS, STEPS, Verdict, cells_of, check_cell
 
@@ -76,8 +76,38 @@ def test_a_random_sample_of_cells_is_what_the_code_counts(record_property: Any) 
     shipped = Catalogue.from_json(SHIPPED)
     for arch, cell in random.Random(seed).sample(cells, SAMPLE):
         size, stem = Size.parse(cell.split("|")[0]), cell.split("|")[1]
-        counted = zoo.macs_params(arch, classes=37, network_size=size, stem=stem)
-        assert shipped.costs(arch, size, stem, 37) == counted, f"{arch} {cell}, seed {seed}"
+        for colour in ("rgb", "grey"):
+            counted = zoo.macs_params(arch, classes=37, network_size=size, stem=stem, colour=colour)
+            assert shipped.costs(arch, size, stem, 37, colour) == counted, f"{arch} {cell} {colour}, seed {seed}"
+
+
+@pytest.mark.parametrize("arch", sorted(SHIPPED["archs"]))
+def test_every_network_reads_grey_and_then_costs_two_channels_less(arch: str) -> None:
+    shipped, size = Catalogue.from_json(SHIPPED), Size(48, 64)
+    stem = SHIPPED["archs"][arch]["stems"][-1]
+    counted = zoo.macs_params(arch, classes=5, network_size=size, stem=stem, colour="grey")
+    assert shipped.costs(arch, size, stem, 5, "grey") == counted
+    colour = shipped.costs(arch, size, stem, 5)
+    assert counted[0] < colour[0]
+    assert counted[1] < colour[1]
+
+
+def test_a_network_that_cannot_be_built_for_grey_has_no_such_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = timm.create_model
+
+    def create(arch: str, **options: Any) -> Any:
+        if "in_chans" in options:
+            raise TypeError("unexpected keyword argument 'in_chans'")
+        return real(arch, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr(catalogue, "NETWORK_SIZES", (Size(32, 32),))
+    entry = catalogue.describe("lcnet_035")
+    assert entry["cells"]["32x32|stock"].keys() == {"macs", "params"}
+    found = Catalogue.from_json({"names": [], "image_sizes": [], "archs": {"lcnet_035": entry}})
+    assert (found.reads("lcnet_035", "rgb"), found.reads("lcnet_035", "grey")) == (True, False)
+    with pytest.raises(UserError, match="costs of lcnet_035 must be known for grey pictures"):
+        found.costs("lcnet_035", Size(32, 32), "stock", 2, "grey")
 
 
 @pytest.mark.parametrize("arch", ["repvit_m0_9", "efficientvit_b0", "ghostnet_050", "vit_tiny_patch16_224"])

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from knobs import at_work
 from stillhouse.distill import methods, tasks, zoo
 from stillhouse.distill.data.reader import Reader
-from stillhouse.distill.data.views import ViewPolicy, Views
+from stillhouse.distill.data.views import ViewPolicy, Views, to_grey
 from stillhouse.distill.feed import Pictures
 from stillhouse.distill.knowledge import observe, outline
 from stillhouse.distill.loop import Recipe, train
@@ -71,25 +71,25 @@ class Made:
 
 
 @cache
-def built(arch: str, image_size: Size, network_size: Size, stem: str) -> Network:
+def built(arch: str, image_size: Size, network_size: Size, stem: str, colour: str = "rgb") -> Network:
     torch.manual_seed(0)
-    return zoo.build(arch, classes=CLASSES, image_size=image_size, network_size=network_size, stem=stem)
+    return zoo.build(arch, classes=CLASSES, image_size=image_size, network_size=network_size, stem=stem, colour=colour)
 
 
 @cache
-def started(family: str, from_assistant: bool) -> Network:
+def started(family: str, from_assistant: bool, colour: str = "rgb") -> Network:
     arch, stem = ARCHS[family]
-    student = deepcopy(built(arch, SMALL, INSIDE, stem))
+    student = deepcopy(built(arch, SMALL, INSIDE, stem, colour))
     if from_assistant:
         zoo.adapt(student, built(arch, LARGE, LARGE, "stock"))
     return student
 
 
-def made(name: str, task: str, pair: str, knobs: Mapping[str, float] | None = None) -> Made:
+def made(name: str, task: str, pair: str, knobs: Mapping[str, float] | None = None, colour: str = "rgb") -> Made:
     kind = REGISTRY[name]
     assists = kind.needs.starts_from_assistant
     family, _, of_mentor = pair.partition("<-")
-    student, mentor, told = deepcopy(started(family, assists)), None, None
+    student, mentor, told = deepcopy(started(family, assists, colour)), None, None
     if kind.needs.targets:
         arch = ARCHS[family][0] if assists else TEACHERS[of_mentor]
         mentor = deepcopy(built(arch, LARGE, LARGE, "stock"))
@@ -104,6 +104,7 @@ def batch_for(case: Made) -> Batch:
     torch.manual_seed(1)
     large = torch.rand(6, 3, 64, 64)
     small = F.interpolate(large, size=(32, 32), mode="bilinear", antialias=True)
+    small = to_grey(small) if case.student.colour == "grey" else small
     taught = None if case.mentor is None else observe(case.mentor, large, case.method.features)
     return Batch(small, large if case.method.reads_large else None, torch.arange(6) % CLASSES, taught)
 
@@ -151,9 +152,9 @@ def trained(case: Made, folder: Path) -> list[dict[str, Any]]:
 
 
 @every_case
-@pytest.mark.parametrize("mixed", [False, True])
-def test_losses_are_finite_named_scalars(name: str, task: str, pair: str, mixed: bool) -> None:
-    case = made(name, task, pair)
+@pytest.mark.parametrize(("mixed", "colour"), [(False, "rgb"), (True, "rgb"), (True, "grey")])
+def test_losses_are_finite_named_scalars(name: str, task: str, pair: str, mixed: bool, colour: str) -> None:
+    case = made(name, task, pair, colour=colour)
     batch = batch_for(case)
     if mixed:
         labels = case.method.task.mixed(batch.labels, batch.labels.flip(0), torch.linspace(0.5, 1, 6), CLASSES)
@@ -163,6 +164,10 @@ def test_losses_are_finite_named_scalars(name: str, task: str, pair: str, mixed:
     assert all(torch.isfinite(value) and value.ndim == 0 for value in losses.values())
     assert all(float(value.detach()) > 0 for value in losses.values()), "a part that is 0 teaches nothing"
     assert all(value.requires_grad for value in losses.values())
+    total(losses).backward()
+    kernel = input_convolution(case.student).weight
+    assert kernel.shape[1] == (1 if colour == "grey" else 3)
+    assert float(kernel.grad.abs().max()) > 0  # type: ignore[union-attr]
 
 
 @every_case

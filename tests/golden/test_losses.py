@@ -124,18 +124,20 @@ def test_a_row_of_attention_keeps_its_sum_when_the_ratio_is_whole() -> None:
     ("grid", "large", "scale"),
     [((28, 28), 224, 8), ((14, 14), 224, 16), ((28, 28), 112, 4), ((30, 30), 224, 8), ((64, 64), 48, 1)],
 )
-def test_the_decoder_is_the_papers_for_any_ratio(grid: tuple[int, int], large: int, scale: int) -> None:
-    decoder = Decoder(5, grid, Size(large, large))
-    assert decoder.convolution.weight.shape == (3 * scale**2, 5, 1, 1)
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_decoder_is_the_papers_for_any_ratio(grid: tuple[int, int], large: int, scale: int, channels: int) -> None:
+    decoder = Decoder(5, grid, Size(large, large), channels)
+    assert decoder.convolution.weight.shape == (channels * scale**2, 5, 1, 1)
     assert decoder.convolution.bias is None
     assert isinstance(decoder.activation, nn.PReLU)
-    assert decoder.activation.weight.shape == (3,)
+    assert decoder.activation.weight.shape == (channels,)
     x = torch.randn(2, 5, *grid)
     with torch.no_grad():
         found = decoder(x)
-    assert found.shape == (2, 3, large, large)
+    assert found.shape == (2, channels, large, large)
     kernel, slope = decoder.convolution.weight.detach()[:, :, 0, 0], decoder.activation.weight.detach()
-    for n, c, i, j in [(0, 0, 0, 0), (1, 2, large - 1, large - 1), (0, 1, large // 2, 3)]:
+    last = channels - 1
+    for n, c, i, j in [(0, 0, 0, 0), (1, last, large - 1, large - 1), (0, last // 2, large // 2, 3)]:
         channel = c * scale**2 + (i % scale) * scale + j % scale
         value = float(kernel[channel] @ x[n, :, i // scale, j // scale])
         expected = value if value > 0 else value * float(slope[c])

@@ -1,14 +1,20 @@
 """``POST /estimates``: what a budget leaves, before a job is made."""
 
+import io
+import json
 import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
+from PIL import Image
 
-from served import Served, problem
-from stillhouse.search.domain import Candidate, Size, StageResult
+from served import SUMMARY, Served, problem
+from stillhouse.distill import catalogue as catalogue_file
+from stillhouse.distill.data.codecs import measure_curve
+from stillhouse.search.domain import Candidate, Fit, Size, StageResult
 from stillhouse.search.errors import UserError
 from stillhouse.search.job import JobSpec
 from stillhouse.search.plan import Planner
@@ -40,6 +46,45 @@ def test_an_estimate_counts_and_says_what_relaxing_opens(served: Served) -> None
     )
     assert "most MACs" in found["why"]
     assert served.ledger.jobs() == [], "nothing is stored"
+
+
+def coloured(count: int) -> list[Image.Image]:
+    """Pictures whose colours change as their brightness does not."""
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60)) for _ in range(count)]
+
+
+def test_grey_costs_fewer_macs_and_bytes_than_colour(served: Served) -> None:
+    shipped = json.loads(catalogue_file.PATH.read_text(encoding="utf-8"))["archs"]["lcnet_050"]
+    published = served.ledger.catalogue() or {}
+    served.ledger.publish_catalogue({**published, "archs": {"lcnet_050": shipped}})
+    curve = measure_curve(coloured(5), [Fit.SQUASH], [Size(32, 32), Size(64, 64)], ["jpeg"], [90])
+    dataset = served.http.post("/datasets", json={"builtin": "textures"}).json()["id"]
+    served.ledger.end_dataset(dataset, "ready", summary={**SUMMARY, "curve": curve}, reason=None, faults=())
+    costs = {}
+    for colour in ("rgb", "grey"):
+        search = {"colour": colour, "image_sizes": ["32x32"], "qualities": [], "precisions": ["fp32"]}
+        answer = served.http.post("/estimates", json={"dataset": dataset, "search": search})
+        assert answer.status_code == 200, answer.text
+        costs[colour] = answer.json()["cheapest"]["macs"]["cost"]
+    assert costs["rgb"]["macs"] - costs["grey"]["macs"] == 2 * 16 * 16 * 9 * 8, "of a 3x3 stem of 8 channels, stride 2"
+    assert costs["rgb"]["params"] - costs["grey"]["params"] == 2 * 9 * 8
+    grey = [image.resize((32, 32), Image.Resampling.BILINEAR).convert("L") for image in coloured(5)]
+    assert costs["grey"]["image_bytes"] == pytest.approx(sum(map(jpeg_bytes, grey)) / 5)
+    assert costs["grey"]["image_bytes"] < costs["rgb"]["image_bytes"]
+
+
+def jpeg_bytes(image: Image.Image) -> int:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90, optimize=True)
+    return len(buffer.getvalue())
+
+
+def test_a_data_set_that_was_ingested_before_grey_says_to_ingest_it_again(served: Served) -> None:
+    body = {"dataset": served.ready(), "search": {"colour": "grey", "qualities": [], "precisions": ["fp32"]}}
+    assert "ingest it again" in problem(served.http.post("/estimates", json=body), 422)
+    body["search"] = {"colour": "gray"}
+    assert "did you mean grey" in problem(served.http.post("/estimates", json=body), 422)
 
 
 def test_measured_latencies_are_taken_from_earlier_searches(served: Served) -> None:

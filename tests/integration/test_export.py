@@ -184,6 +184,36 @@ def test_the_chain_before_the_graph_is_stated(fit: Fit) -> None:
     assert "BILINEAR" in statement["steps"][-1]
 
 
+def test_the_statement_of_grey_says_when_colours_go() -> None:
+    colour, grey = preprocess_statement(SIZE, Fit.CROP), preprocess_statement(SIZE, Fit.CROP, "grey")
+    assert grey["steps"] == [*colour["steps"], "convert to L (ITU-R 601 luma)"]
+    assert (colour["colour"], grey["colour"]) == ("RGB", "grey")
+    assert {name: value for name, value in grey.items() if name not in ("steps", "colour")} == {
+        name: value for name, value in colour.items() if name not in ("steps", "colour")
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_grey_student_exports_with_one_channel_at_every_precision(tmp_path: Path) -> None:
+    network = zoo.build("lcnet_035", classes=3, image_size=SIZE, network_size=Size(32, 48), colour="grey").eval()
+    spec = {**network.spec(), "precision": "fp32", "fit": "squash"}
+    grey = np.random.default_rng(2).integers(0, 256, (32, SIZE.height, SIZE.width, 1), dtype=np.uint8)
+    files, metrics = stage.run_export(network, spec, pictures=grey, class_names=CLASSES, work=tmp_path)
+    assert metrics["preprocess"]["colour"] == "grey"
+    for precision in ("fp32", "fp16", "int8"):
+        path = files["onnx"]
+        if precision != "fp32":
+            (tmp_path / precision).mkdir()
+            made, _ = stage.run_conversion(
+                path, spec | {"precision": precision}, calibration=None, pictures=None, work=tmp_path / precision
+            )
+            path = made["onnx"]
+        entry = open_session(path, 1).get_inputs()[0]
+        assert (entry.type, entry.shape[1:]) == ("tensor(uint8)", [SIZE.height, SIZE.width, 1])
+        assert logits_of(path, grey, threads=1).shape == (32, 3)
+    assert probe(files["onnx"], threads=1).latency_ms > 0
+
+
 @pytest.mark.parametrize(
     ("arch", "stem"), [("mobilenetv3_small_050", "stride1"), ("vit_tiny_patch16_224", "half_patch")]
 )

@@ -20,6 +20,8 @@ import onnxruntime
 import pytest
 from PIL import Image, ImageOps
 
+from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.domain import Size
 from stillhouse.service.client import Client
 
 CLASSES = ("checks", "rings", "stripes")
@@ -89,8 +91,9 @@ def replay(entry: dict, out: Path, data: Path) -> float:
     right = []
     for label, name in enumerate(names):
         for path in sorted((data / "test" / name).iterdir()):
-            shown = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-            array = np.asarray(shown.resize(size, Image.Resampling.BILINEAR))[None]
+            shown = ImageOps.exif_transpose(Image.open(path)).convert("RGB").resize(size, Image.Resampling.BILINEAR)
+            grey = entry["preprocess"]["colour"] == "grey"
+            array = np.asarray(shown.convert("L"))[None, :, :, None] if grey else np.asarray(shown)[None]
             right.append(int(session.run(None, {"pictures": array})[0].argmax()) == label)
     return float(np.mean(right))
 
@@ -130,6 +133,43 @@ def test_a_run_gives_models_that_meet_the_budget_and_do_what_they_say(
     assert again.returncode == 0, again.stdout + again.stderr
     assert finished(home) == before, "the same command finds everything done"
     assert set(before.values()) == {1}
+
+
+def tinted(root: Path, rng: np.random.Generator) -> Path:
+    """Pictures whose hue is drawn at random: only their grey tells the classes apart."""
+    for split, count in (("train", 20), ("val", 6), ("test", 10)):
+        for kind in CLASSES:
+            folder = root / split / kind
+            folder.mkdir(parents=True)
+            for number in range(count):
+                grey = np.asarray(picture(kind, rng)).astype(float)
+                Image.fromarray((grey * rng.uniform(0.4, 1.0, 3)).astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+def test_a_grey_run_gives_models_of_one_channel_that_do_what_they_say(home: Path, tmp_path: Path) -> None:
+    data, out = tinted(tmp_path / "tinted", np.random.default_rng(5)), tmp_path / "out"
+    done = stillhouse(home, *small_run(data, out, "--colour", "grey", "--trials", 1))
+    assert done.returncode == 0, done.stdout + done.stderr
+    front = json.loads((out / "front.json").read_text())
+    assert front
+    for entry in front:
+        (size,) = {entry["preprocess"]["height"], entry["preprocess"]["width"]}
+        session = onnxruntime.InferenceSession(out / entry["file"], providers=["CPUExecutionProvider"])
+        assert session.get_inputs()[0].shape[1:] == [size, size, 1]
+        assert entry["preprocess"]["steps"][-1].startswith("convert to L")
+        assert replay(entry, out, data) == pytest.approx(entry["accuracy"], abs=1e-9)
+        network = Size.parse(str(entry["network_size"]))
+        wanted = Catalogue.load().costs(entry["arch"], network, entry["stem"], len(CLASSES), "grey")
+        assert (entry["macs"], entry["params"]) == wanted
+    with sqlite3.connect(home / "stillhouse.db") as connection:
+        specs = [
+            json.loads(plan)["spec"] | {"kind": kind}
+            for kind, plan in connection.execute("select kind, plan from stages")
+        ]
+    grey = {spec["kind"] for spec in specs if "colour" in spec}
+    assert grey == {"student", "export", "measure"}
+    assert {"teacher", "assistant", "targets"} <= {spec["kind"] for spec in specs}
 
 
 def test_a_killed_run_goes_on_and_repeats_no_finished_stage(pictures: Path, home: Path, tmp_path: Path) -> None:

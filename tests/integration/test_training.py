@@ -146,6 +146,24 @@ def test_teacher_assistant_student(arch: str, stem: str, root: Path, dataset: Ou
     assert student.metrics["images_per_s"] > 0
 
 
+def test_a_grey_student_of_a_colour_assistant(root: Path, dataset: Output, targets: Output) -> None:
+    spec = recipe("lcnet_050", 1, size="64x64", method="logits", knobs={})
+    assistant = stage(root, StageKind.ASSISTANT, spec, {"dataset": dataset, "targets": targets})
+    own = targets_of(root, dataset, assistant, **KEPT)
+    inputs = {"dataset": dataset, "targets": own, "assistant": assistant}
+    codec = {"name": "jpeg", "quality": 80, "lowest": 50, "share": 0.5}
+    spec = student_spec("lcnet_050", "stock", 2, colour="grey", codec=codec, mixup=0.3)
+    student = stage(root, StageKind.STUDENT, spec, inputs)
+    network = zoo.load(student.files["weights"]).eval()
+    assert (network.colour, zoo.load(assistant.files["weights"]).colour) == ("grey", "rgb")
+    store = open_store({"dataset": InputFiles(dataset.files, {})}, root / "cache")
+    grey = store.array("val", Size(32, 32), Fit.SQUASH, CLASSES, "grey")
+    with torch.no_grad():
+        told = network(torch.from_numpy(np.array(grey)).permute(0, 3, 1, 2) / 255).argmax(1).numpy()
+    right = int((told == store.labels("val")).sum())
+    assert student.metrics["val"] == {"correct": right, "total": 15}
+
+
 class Stopped:
     """Raises as a lost lease does, at the n-th report after an epoch's end."""
 

@@ -107,7 +107,7 @@ def test_wall_clock_stops_the_search_and_what_is_trained_is_still_tested() -> No
     trials = ledger.trials(job.id)
     assert Counter(trial.state for trial in trials)["done"] == 2
     assert all("max_wall_s" in (trial.reason or "") for trial in trials if trial.state == "stopped")
-    assert all(deployment.test is not None for deployment in ledger.deployments(job.id)[:1])
+    assert any(deployment.test is not None for deployment in ledger.deployments(job.id))
 
 
 def test_seconds_of_workers_stop_the_search_and_a_training_at_work_is_cancelled() -> None:

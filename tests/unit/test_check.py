@@ -104,3 +104,9 @@ def test_pictures_that_a_patch_does_not_divide_are_told_before_any_work(
 )
 def test_sides_that_fit_pass(changes: dict[str, object]) -> None:
     check_request(CATALOGUE, dataclasses.replace(JobSpec("ds", teacher="resnet18"), **changes))
+
+
+def test_a_network_that_reads_colours_only_is_refused_for_grey() -> None:
+    with pytest.raises(UserError, match="costs of lcnet_050 must be known for grey pictures"):
+        check_request(CATALOGUE, dataclasses.replace(GOOD, colour="grey"))
+    check_request(CATALOGUE, dataclasses.replace(GOOD, colour="grey", archs=()))

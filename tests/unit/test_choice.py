@@ -48,9 +48,19 @@ def test_a_candidate_is_never_proposed_twice_nor_one_that_is_left_out():
 
 def test_what_is_paid_for_is_preferred():
     found = desk()
+    begun = [trial(found, found.space.feasible[-1], 0.3, epochs=9, state="done")]
     for arch in ("small", "middle"):  # the large one is not worth its own training here
         paid = {key for c in found.space.feasible if c.arch == arch for key, _ in found.chooser._prices.mentors(c)}
-        assert choose(found, paid=paid).candidate.arch == arch
+        assert choose(found, begun, paid=paid).candidate.arch == arch
+
+
+@pytest.mark.parametrize("state", [None, "infeasible", "failed"])
+def test_the_likely_best_comes_first(state):
+    found = desk()
+    best = sorted(found.space.feasible, key=found.space.promise)
+    ended = [trial(found, best[-1], None, epochs=None, state=state)] if state else []
+    move = choose(found, ended)
+    assert (move.candidate, move.share) == (best[-2] if state else best[-1], None)
 
 
 def test_a_trial_that_promises_more_trains_on_before_new_ones_begin():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from stillhouse.distill.data import codecs
-from stillhouse.distill.data.codecs import curve_sizes, encode, fit_picture, measure_curve, open_picture
+from stillhouse.distill.data.codecs import curve_sizes, encode, fit_picture, in_colour, measure_curve, open_picture
 from stillhouse.search.domain import Fit, Size
 from stillhouse.search.errors import DatasetError
 
@@ -121,16 +121,38 @@ def test_encode_knows_its_codecs() -> None:
 def test_the_curve_is_what_encoding_gives() -> None:
     images = [picture(seed=seed) for seed in range(5)]
     rows = measure_curve(images, sizes=[Size(24, 24), Size(48, 48)])
-    assert len(rows) == 3 * 2 * 2 * 3
-    row = next(r for r in rows if (r["fit"], r["size"], r["codec"], r["quality"]) == ("crop", "24x24", "jpeg", 75))
+    assert len(rows) == 2 * 3 * 2 * 2 * 3
+    names = ("colour", "fit", "size", "codec", "quality")
+    found = {tuple(r[name] for name in names): r for r in rows}
+    assert len(found) == len(rows)
+    row = found["rgb", "crop", "24x24", "jpeg", 75]
     counts = [len(encode(fit_picture(image, Size(24, 24), Fit.CROP), "jpeg", 75)) for image in images]
     assert row["mean_bytes"] == sum(counts) / 5
     assert row["p95_bytes"] == max(counts)
-    by_quality = {
-        r["quality"]: r["mean_bytes"] for r in rows if (r["fit"], r["size"], r["codec"]) == ("squash", "48x48", "jpeg")
-    }
-    assert by_quality[50] < by_quality[75] < by_quality[90]
+    by_quality = [found["rgb", "squash", "48x48", "jpeg", quality]["mean_bytes"] for quality in (50, 75, 90)]
+    assert by_quality == sorted(set(by_quality))
     assert measure_curve([]) == []
+
+
+def test_the_grey_curve_is_that_of_grey_files() -> None:
+    images = [picture(seed=seed) for seed in range(4)]
+    rows = measure_curve(images, [Fit.SQUASH], [Size(40, 48)], qualities=[80])
+    for codec, options in (("jpeg", {"optimize": True}), ("webp", {"method": 4})):
+        grey = [image.resize((48, 40), Image.Resampling.BILINEAR).convert("L") for image in images]
+        counts = [len(saved(image, codec, quality=80, **options)) for image in grey]
+        told = {row["colour"]: row["mean_bytes"] for row in rows if row["codec"] == codec}
+        assert told["grey"] == sum(counts) / 4 < 0.97 * told["rgb"]
+
+
+def test_a_grey_jpeg_has_one_channel_and_comes_back_within_a_few_levels() -> None:
+    grey = in_colour(picture(), "grey")
+    assert np.array_equal(np.asarray(grey), np.asarray(picture().convert("L")))
+    assert in_colour(picture(), "rgb").tobytes() == picture().tobytes()
+    with Image.open(io.BytesIO(encode(grey, "jpeg", 90))) as sent:
+        assert sent.mode == "L"
+    for codec in ("jpeg", "webp"):
+        seen = in_colour(open_picture(encode(grey, codec, 95), "a"), "grey")
+        assert np.abs(np.asarray(seen).astype(int) - np.asarray(grey)).mean() < 4
 
 
 def test_curve_sizes_cover_the_pictures_and_at_least_64() -> None:

@@ -68,6 +68,7 @@ def test_the_summary_of_plain_class_folders(tmp_path: Path) -> None:
     assert any("README.txt" in note for note in summary["notes"])
     assert any("cut from train" in note for note in summary["notes"])
     assert {row["size"] for row in summary["curve"]} >= {"24x24", "64x64"}
+    assert {row["colour"] for row in summary["curve"]} == {"rgb", "grey"}
     assert json.loads(json.dumps(summary)) == summary
 
 

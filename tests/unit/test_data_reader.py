@@ -96,6 +96,34 @@ def test_crops_are_kept_when_all_of_them_fit(
     assert sum(made) == again
 
 
+# -------------------------------------------------------------------------------------------- grey
+
+
+@every_kind
+def test_a_grey_view_is_the_luma_of_the_colour_view_before_the_codec(codec: Codec | None, mixup: float) -> None:
+    indices = np.array([4, 0, 7])
+    under, fresh = reader(codec, mixup, colour="grey"), reader(codec, mixup, colour="grey", keep_bytes=0)
+    found = under.read(indices, 1)
+    assert found.shape == (3, 1, 16, 20)
+    assert torch.equal(under.read(indices, 1), found)
+    assert torch.equal(fresh.read(indices, 1), found)
+    if mixup:
+        return
+    drawn = under.views.draw(indices, 1)
+    expected = []
+    crops = crop(torch.from_numpy(stored()[indices]), drawn, SIZE).permute(0, 2, 3, 1).numpy()
+    qualities = np.zeros(3, np.int64) if codec is None else codec.qualities(drawn)
+    for picture, quality in zip(crops, qualities.tolist(), strict=True):
+        grey = Image.fromarray(picture).convert("L")
+        if codec is not None and quality:
+            buffer = io.BytesIO()
+            options = {"optimize": True} if codec.name == "jpeg" else {"method": 4}
+            grey.save(buffer, codec.name.upper(), quality=quality, **options)
+            grey = Image.open(buffer).convert("L")
+        expected.append(np.asarray(grey))
+    assert torch.equal(found, jitter(torch.from_numpy(np.stack(expected))[:, None], drawn))
+
+
 # ------------------------------------------------------------------------------------------- codec
 
 

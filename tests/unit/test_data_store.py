@@ -74,6 +74,19 @@ def test_coded_is_the_chain_then_the_codec(store: PictureStore, source: Path) ->
         assert (coded != store.array("test", size, Fit.SQUASH)).any()
 
 
+def test_grey_is_the_luma_of_the_fitted_picture_before_the_codec(store: PictureStore, source: Path) -> None:
+    size = Size(16, 24)
+    array = store.array("test", size, Fit.CROP, colour="grey")
+    assert array.shape == (len(store.names("test")), 16, 24, 1)
+    fitted = [by_hand(source / name, size, Fit.CROP).convert("L") for name in store.names("test")]
+    np.testing.assert_array_equal(array[..., 0], np.stack([np.asarray(image) for image in fitted]))
+    for codec in ("jpeg", "webp"):
+        coded = store.coded("test", size, Fit.CROP, codec, 50, colour="grey")
+        sent = Image.open(io.BytesIO(encode(fitted[0], codec, 50))).convert("L")
+        np.testing.assert_array_equal(coded[0, ..., 0], np.asarray(sent))
+    assert store.array("test", size, Fit.CROP).shape[-1] == 3, "each colour has its own file"
+
+
 def test_the_first_classes_are_a_prefix(store: PictureStore) -> None:
     whole = store.array("train", Size(8, 8), Fit.SQUASH)
     part = store.array("train", Size(8, 8), Fit.SQUASH, 2)

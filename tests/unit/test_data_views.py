@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from stillhouse.distill.data.views import ViewBatch, ViewPolicy, Views, render
+from stillhouse.distill.data.views import ViewBatch, ViewPolicy, Views, render, to_grey
 from stillhouse.search.domain import Size
 from stillhouse.search.errors import UserError
 
@@ -105,6 +106,19 @@ def test_crop_flip_and_jitter_longhand() -> None:
     )
     wanted = ((small[0] / 255 * 0.8 - 0.5) * 0.9 + 0.5).clamp(0, 1)
     assert (found[1] - wanted).abs().max() < 1.5 / 255  # bytes are rounded once
+
+
+def test_grey_bytes_are_pillows_and_grey_floats_the_same_luma() -> None:
+    values = torch.cartesian_prod(*[torch.tensor([*range(0, 256, 7), 1, 127, 128, 254])] * 3).to(torch.uint8)
+    colours = values.reshape(1, 1, -1, 3)
+    wanted = np.asarray(Image.fromarray(colours[0].numpy()).convert("L"))
+    found = to_grey(colours.permute(0, 3, 1, 2))
+    assert (found.dtype, found.shape) == (torch.uint8, (1, 1, 1, len(values)))
+    np.testing.assert_array_equal(found[0, 0].numpy(), wanted)
+    floats = to_grey(colours.permute(0, 3, 1, 2).float() / 255)
+    assert (floats - found.float() / 255).abs().max() <= 0.5 / 255 + 1e-6
+    white = to_grey(torch.ones(1, 3, 2, 2))
+    torch.testing.assert_close(white, torch.ones(1, 1, 2, 2))
 
 
 def test_teacher_and_student_see_the_same_crop() -> None:

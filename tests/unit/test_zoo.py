@@ -12,7 +12,18 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from stillhouse.distill.network import merged
-from stillhouse.distill.zoo import Network, adapt, build, input_convolution, is_known, load, macs_params, save
+from stillhouse.distill.zoo import (
+    Network,
+    adapt,
+    build,
+    channel_costs,
+    deployed,
+    input_convolution,
+    is_known,
+    load,
+    macs_params,
+    save,
+)
 from stillhouse.search.domain import Size
 from stillhouse.search.errors import StageError, UnknownNameError
 
@@ -30,6 +41,9 @@ def network_of(arch: str = "lcnet_035", size: str = "32x32", seed: int = 0, **op
         ("lcnet_035", "32x48", {"network_size": Size(48, 64), "stem": "stride1"}),
         (VIT, "32x32", {"network_size": Size(48, 32), "stem": "half_patch"}),
         ("convnext_atto", "64", {"classes": 7}),
+        ("lcnet_035", "32x32", {"colour": "grey", "stem": "stride1"}),
+        (VIT, "32x32", {"colour": "grey", "stem": "half_patch"}),
+        ("tiny_vit_5m_224", "64x64", {"colour": "grey"}),
     ],
 )
 def test_spec_builds_the_same_network(arch: str, size: str, options: dict[str, Any]) -> None:
@@ -37,7 +51,8 @@ def test_spec_builds_the_same_network(arch: str, size: str, options: dict[str, A
     torch.manual_seed(0)
     again = build(**network.spec()).eval()
     assert again.spec() == network.spec()
-    x = torch.rand(2, 3, network.image_size.height, network.image_size.width)
+    x = torch.rand(2, network.channels, network.image_size.height, network.image_size.width)
+    assert network.channels == (1 if options.get("colour") == "grey" else 3)
     torch.testing.assert_close(again(x), network(x))
     assert network(x).shape == (2, options.get("classes", 3))
 
@@ -118,6 +133,7 @@ def test_what_cannot_be_computed_is_refused(arch: str, options: dict[str, Any], 
         ("lcnet_035", {"stem": "half_patch"}, "unknown stem of lcnet_035 'half_patch'"),
         (VIT, {"stem": "stride1"}, "unknown stem of vit_tiny_patch16_224 'stride1'"),
         ("lcnet_035", {"weights": "imagenet"}, "unknown source of weights 'imagenet'"),
+        ("lcnet_035", {"colour": "gray"}, "unknown colour 'gray'; did you mean grey"),
     ],
 )
 def test_unknown_names_are_refused(arch: str, options: dict[str, Any], message: str) -> None:
@@ -187,6 +203,35 @@ def test_position_embeddings_follow_the_grid_not_the_number_of_patches() -> None
     torch.testing.assert_close(own[:, 0], given[:, 0])
 
 
+@pytest.mark.parametrize(
+    ("arch", "stem"),
+    [("tf_efficientnet_lite0", "stride1"), ("repvgg_a0", "stock"), ("fastvit_t8", "stride1"), (VIT, "stock")],
+)
+def test_a_grey_network_starts_from_a_colour_one_and_says_the_same_of_grey_pictures(arch: str, stem: str) -> None:
+    source, student = network_of(arch, seed=1, stem=stem), network_of(arch, seed=2, stem=stem, colour="grey")
+    for network in (source, student):  # one figure for all channels, as half of the architectures have
+        network.mean.fill_(0.4)
+        network.std.fill_(0.3)
+    adapt(student, source)
+    picture = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(student(picture), source(picture.expand(2, 3, 32, 32)), rtol=1e-4, atol=1e-4)
+    kernel, given = input_convolution(student).weight, input_convolution(source).weight
+    torch.testing.assert_close(kernel, given.sum(1, keepdim=True))
+
+
+def test_the_means_of_a_grey_network_are_those_of_the_channels() -> None:
+    network = network_of("resnet10t", colour="grey")
+    assert (network.mean.shape, network.std.shape) == ((1, 1, 1, 1), (1, 1, 1, 1))
+    assert float(network.mean) == pytest.approx((0.485 + 0.456 + 0.406) / 3)
+    assert float(network.std) == pytest.approx((0.229 + 0.224 + 0.225) / 3)
+
+
+def test_a_colour_network_does_not_start_from_a_grey_one() -> None:
+    with pytest.raises(StageError, match=r"of another shape \(conv_stem.weight\)"):
+        adapt(network_of(), network_of(colour="grey"))
+
+
 def test_another_architecture_is_no_start() -> None:
     with pytest.raises(StageError, match="but got lcnet_050 for lcnet_035"):
         adapt(network_of(), network_of("lcnet_050"))
@@ -195,11 +240,12 @@ def test_another_architecture_is_no_start() -> None:
 # --------------------------------------------------------------------------------------- the file
 
 
-def test_a_network_survives_its_file(tmp_path: Path) -> None:
-    network = network_of(VIT, "32x32", network_size=Size(48, 48), stem="half_patch")
+@pytest.mark.parametrize("colour", ["rgb", "grey"])
+def test_a_network_survives_its_file(tmp_path: Path, colour: str) -> None:
+    network = network_of(VIT, "32x32", network_size=Size(48, 48), stem="half_patch", colour=colour)
     save(network, tmp_path / "student.safetensors", ["ant", "bee", "cat"])
     again = load(tmp_path / "student.safetensors").eval()
-    x = torch.rand(2, 3, 32, 32)
+    x = torch.rand(2, network.channels, 32, 32)
     torch.testing.assert_close(again(x), network(x), rtol=0, atol=0)
     assert again.spec() == network.spec()
     assert [path.name for path in tmp_path.iterdir()] == ["student.safetensors"]
@@ -219,3 +265,14 @@ def test_costs_grow_with_classes_and_size() -> None:
     larger, same = macs_params("lcnet_035", classes=10, network_size=Size(128, 128))
     assert same == params
     assert math.isclose(larger / macs, 4, rel_tol=0.2)
+
+
+@pytest.mark.parametrize(("arch", "stem"), [("repvgg_a0", "stride1"), ("resnet18", "stock"), (VIT, "half_patch")])
+def test_each_channel_costs_what_the_convolutions_that_read_it_take(arch: str, stem: str) -> None:
+    size = Size(32, 64)
+    network = deployed(arch, classes=3, network_size=size, stem=stem)
+    kernel = {"repvgg_a0": 3 * 3 * 48, "resnet18": 7 * 7 * 64, VIT: 8 * 8 * 192}[arch]
+    places = {"repvgg_a0": 32 * 64, "resnet18": 16 * 32, VIT: 4 * 8}[arch]
+    assert channel_costs(network) == (kernel * places, kernel)
+    colour, grey = (macs_params(arch, classes=3, network_size=size, stem=stem, colour=name) for name in ("rgb", "grey"))
+    assert grey == (colour[0] - 2 * kernel * places, colour[1] - 2 * kernel)

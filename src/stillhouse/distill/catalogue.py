@@ -4,8 +4,9 @@
 writes ``search/catalogue.json``, which the planner reads without torch. A test re-counts a sample each run.
 
 Costs are those of the network as deployed, branches merged; a cell holds those of the body, to which the planner adds
-what each class costs. An architecture in a stem that does not build, train or export is left out, by the table
-``search/catalogue_checks.json`` that ``python -m stillhouse.service.cell_check`` writes.
+what each class costs. What each channel of the picture costs stands apart: a network that reads grey saves two. An
+architecture in a stem that does not build, train or export is left out, by the table ``search/catalogue_checks.json``
+that ``python -m stillhouse.service.cell_check`` writes.
 """
 
 from __future__ import annotations
@@ -103,8 +104,13 @@ STAGE_KINDS = ("ingest", "probe", "teacher", "targets", "assistant", "student")
 _PROBE_CLASSES = 2
 """Classes of the networks that are counted; what they cost is taken off again."""
 
+_PER_CHANNEL = ("macs_per_channel", "params_per_channel")
 _NEEDED = ("builds", "trains", "exports")
 """Checks without which an architecture in a stem is no candidate."""
+
+
+_TIMM_ERRORS = (StageError, RuntimeError, ValueError, AssertionError, TypeError)
+"""timm's networks have no error type of their own."""
 
 
 def probe(arch: str) -> zoo.Network:
@@ -126,6 +132,8 @@ def stems_of(network: zoo.Network) -> list[str]:
 def describe(arch: str, without: Collection[str] = ()) -> dict[str, Json]:
     """One architecture's entry: family, stems, costs of a class, and each cell's costs without classes.
 
+    What a channel costs is left out of an architecture that cannot be built for grey pictures, or then costs otherwise.
+
     Args:
         arch: A timm name.
         without: Stems to leave out.
@@ -135,7 +143,7 @@ def describe(arch: str, without: Collection[str] = ()) -> dict[str, Json]:
     """
     stock = probe(arch)
     stems = [stem for stem in stems_of(stock) if stem not in without]
-    found: dict[tuple[Size, str], tuple[int, int]] = {}
+    found: dict[tuple[Size, str], dict[str, int]] = {}
     for stem, size in itertools.product(stems, NETWORK_SIZES):
         costs = _counted(arch, size, stem)
         if costs is not None:
@@ -144,14 +152,20 @@ def describe(arch: str, without: Collection[str] = ()) -> dict[str, Json]:
         raise StageError(f"{arch} computes at none of the sizes {', '.join(map(str, NETWORK_SIZES))}")
     (size, stem), costs = next(iter(found.items()))
     more = zoo.macs_params(arch, classes=_PROBE_CLASSES + 1, network_size=size, stem=stem)
-    macs, params = more[0] - costs[0], more[1] - costs[1]
+    macs, params = more[0] - costs["macs"], more[1] - costs["params"]
+    by_stem = {stem: (size, stem) for size, stem in found}
+    reads_grey = all(_reads_grey(arch, *cell, found[cell]) for cell in by_stem.values())
     return {
         "family": stock.family,
         "stems": [stem for stem in stems if any(stem == known for _, known in found)],
         "macs_per_class": macs,
         "params_per_class": params,
         "cells": {
-            f"{size}|{stem}": {"macs": cost[0] - _PROBE_CLASSES * macs, "params": cost[1] - _PROBE_CLASSES * params}
+            f"{size}|{stem}": {
+                "macs": cost["macs"] - _PROBE_CLASSES * macs,
+                "params": cost["params"] - _PROBE_CLASSES * params,
+                **({name: cost[name] for name in _PER_CHANNEL} if reads_grey else {}),
+            }
             for (size, stem), cost in found.items()
         },
     }
@@ -218,12 +232,23 @@ def code_digests() -> dict[str, str]:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _counted(arch: str, size: Size, stem: str) -> tuple[int, int] | None:
-    """(MACs, parameters); None when the network cannot compute at this size."""
+def _counted(arch: str, size: Size, stem: str) -> dict[str, int] | None:
+    """A cell's costs with the classes that are counted; None when the network cannot compute at this size."""
     try:
-        return zoo.macs_params(arch, classes=_PROBE_CLASSES, network_size=size, stem=stem)
-    except (StageError, RuntimeError, ValueError, AssertionError):  # timm's networks have no error type of their own
+        network = zoo.deployed(arch, classes=_PROBE_CLASSES, network_size=size, stem=stem)
+        costs = {"macs": zoo.count_macs(network, size), "params": sum(p.numel() for p in network.parameters())}
+        return costs | dict(zip(_PER_CHANNEL, zoo.channel_costs(network), strict=True))
+    except _TIMM_ERRORS:
         return None
+
+
+def _reads_grey(arch: str, size: Size, stem: str, costs: Mapping[str, int]) -> bool:
+    """Whether the network can be built for grey pictures, and then costs two channels less."""
+    try:
+        found = zoo.macs_params(arch, classes=_PROBE_CLASSES, network_size=size, stem=stem, colour="grey")
+    except _TIMM_ERRORS:
+        return False
+    return found == tuple(costs[name] - 2 * costs[f"{name}_per_channel"] for name in ("macs", "params"))
 
 
 def _digest(root: Path, paths: Iterable[Path], libraries: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ class Pictures:
     Attributes:
         train: (N, S, S, 3) uint8.
         labels: (N,) int64.
-        val: (M, h, w, 3) uint8 at the network's own picture size.
+        val: (M, h, w, C) uint8 at the network's own picture size and colour.
         val_labels: (M,) int64.
         views: Draws the crops.
         view_count: Views a picture has; epoch e shows view e modulo this.
@@ -72,6 +72,7 @@ class Feed:
             pictures.train,
             pictures.views,
             method.student.image_size,
+            colour=method.student.colour,
             codec=pictures.codec,
             **common,  # type: ignore[arg-type]
         )

@@ -98,7 +98,7 @@ def tapped(network: Network, features: str) -> dict[str, bool]:
 
 @torch.no_grad()
 def observe(mentor: Network, pictures: Tensor, features: str) -> Knowledge:
-    """Runs a mentor on views (N, 3, H, W); it is left in evaluation mode and otherwise as it was."""
+    """Runs a mentor on views (N, C, H, W); it is left in evaluation mode and otherwise as it was."""
     mentor.eval()
     with tap(mentor, **tapped(mentor, features)) as taps, autocast(pictures.device):
         logits = mentor(pictures)
@@ -113,7 +113,7 @@ def outline(mentor: Network, features: str) -> Outline:
     """
     device = next(mentor.parameters()).device
     size = mentor.image_size
-    found = observe(mentor, torch.zeros(1, 3, size.height, size.width, device=device), features)
+    found = observe(mentor, torch.zeros(1, mentor.channels, size.height, size.width, device=device), features)
     least = {"": 0, "pooled": 1}.get(features, LEVELS)
     if len(found.features) < least:
         raise StageError(

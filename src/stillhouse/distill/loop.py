@@ -204,7 +204,7 @@ class Trainer:
 def evaluate(
     network: Network, task: Task, pictures: NDArray[np.uint8], labels: NDArray[np.int64], *, batch: int = 128
 ) -> Accuracy:
-    """Accuracy on pictures (M, h, w, 3) uint8; the network is left in evaluation mode."""
+    """Accuracy on pictures (M, h, w, C) uint8; the network is left in evaluation mode."""
     device = next(network.parameters()).device
     network.eval()
     correct = 0
@@ -263,7 +263,7 @@ def _groups(network: Network, extra: nn.Module, decay: float) -> list[dict[str, 
 
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
-    """(N, h, w, 3) uint8 -> (N, 3, h, w) float32 in [0, 1]."""
+    """(N, h, w, C) uint8 -> (N, C, h, w) float32 in [0, 1]."""
     return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
 
 

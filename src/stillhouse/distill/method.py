@@ -44,8 +44,8 @@ class Batch:
     """One step's input.
 
     Attributes:
-        small: Views at the student's size (N, 3, h, w), in [0, 1].
-        large: The same views at the large size (N, 3, H, W), or None when the method does not read them.
+        small: Views at the student's size and in its colour (N, C, h, w), in [0, 1].
+        large: The same views at the large size, RGB (N, 3, H, W), or None when the method does not read them.
         labels: (N,) int64; where views are mixed, what the task made of both labels ((N, K) float32).
         taught: The mentor's outputs for the same views, or None when the method needs no mentor.
     """

@@ -83,8 +83,9 @@ def input_shape(network: Network) -> tuple[int, int, int]:
     """(C_g, H_g, W_g) of the input tap."""
     convolution = input_convolution(network)
     size, weight = network.network_size, convolution.weight
+    shape = (1, network.channels, size.height, size.width)
     with torch.no_grad():
-        grid = convolution(torch.zeros(1, 3, size.height, size.width, device=weight.device, dtype=weight.dtype))
+        grid = convolution(torch.zeros(shape, device=weight.device, dtype=weight.dtype))
     return int(grid.shape[1]), int(grid.shape[2]), int(grid.shape[3])
 
 

@@ -5,7 +5,9 @@ state dicts name things otherwise than timm does but list the same tensors in th
 checked.
 
 Whatever the source, weights are first read as those of the stock architecture and then transferred: a ViT's
-patch and position embeddings are resampled to the patch and grid of the network that receives them.
+patch and position embeddings are resampled to the patch and grid of the network that receives them, and kernels that
+read RGB are summed over its channels for a network that reads grey. That is what timm does for one channel; of a grey
+picture such a network computes the same where the architecture's mean and std are the same for all channels.
 """
 
 from __future__ import annotations
@@ -152,7 +154,7 @@ def load_checkpoint(network: Network, path: Path) -> None:
 
 
 def transfer(weights: Weights, backbone: nn.Module) -> None:
-    """Copies weights into a backbone of the same architecture, whatever its size, stem and class count.
+    """Copies weights into a backbone of the same architecture, whatever its size, stem, colour and class count.
 
     A classifier that is missing or has another shape stays as it is in the backbone.
 
@@ -160,7 +162,10 @@ def transfer(weights: Weights, backbone: nn.Module) -> None:
         StageError: Tensors missing, unknown or of a shape that cannot be made to fit.
     """
     own, free = backbone.state_dict(), classifier_names(backbone)
-    given = {name: _resampled(name, value, weights, backbone) for name, value in weights.tensors.items()}
+    given = {
+        name: _resampled(name, _summed(value, own.get(name)), weights, backbone)
+        for name, value in weights.tensors.items()
+    }
     # Batches seen play no part in inference, and converted weights often come without.
     missing = [n for n in own if n not in given and n not in free and not n.endswith("num_batches_tracked")]
     unknown = [n for n in given if n not in own]
@@ -186,6 +191,13 @@ def patch_grid(backbone: nn.Module) -> tuple[int, int] | None:
     vit: Any = backbone
     rows, columns = vit.patch_embed.grid_size
     return int(rows), int(columns)
+
+
+def _summed(value: Tensor, place: Tensor | None) -> Tensor:
+    """A kernel (O, 3, any, any) of the picture summed over RGB where its place reads grey; else itself."""
+    if place is None or value.ndim != 4 or place.ndim != 4:
+        return value
+    return value.sum(1, keepdim=True) if (value.shape[1], place.shape[1]) == (3, 1) else value
 
 
 def _resampled(name: str, value: Tensor, weights: Weights, backbone: nn.Module) -> Tensor:

@@ -21,7 +21,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from stillhouse.distill.network import Network, config, count_macs, family, input_convolution, keep_grid, merged
+from stillhouse.distill.network import (
+    Network,
+    channel_costs,
+    config,
+    count_macs,
+    family,
+    input_convolution,
+    keep_grid,
+    merged,
+)
 from stillhouse.distill.taps import Taps, input_shape, tap
 from stillhouse.distill.weights import (
     hub_weights,
@@ -32,7 +41,7 @@ from stillhouse.distill.weights import (
     weights_offered,
     weights_source,
 )
-from stillhouse.search.domain import Size
+from stillhouse.search.domain import CHANNELS, Size
 from stillhouse.search.errors import StageError, UnknownNameError
 
 __all__ = [
@@ -40,7 +49,9 @@ __all__ = [
     "Taps",
     "adapt",
     "build",
+    "channel_costs",
     "count_macs",
+    "deployed",
     "family",
     "input_convolution",
     "input_shape",
@@ -71,6 +82,7 @@ def build(
     network_size: Size | str | None = None,
     stem: str = "stock",
     weights: str = "none",
+    colour: str = "rgb",
 ) -> Network:
     """Builds a network, from random weights or from ImageNet's.
 
@@ -81,29 +93,34 @@ def build(
         network_size: Size its backbone computes at; None takes ``image_size``.
         stem: See the module's head.
         weights: ``none``, ``package`` or ``hub`` (see ``weights.py``); the classifier is always new.
+        colour: ``rgb`` or ``grey``: what pictures it is given.
 
     Raises:
-        UnknownNameError: timm has no such architecture, the architecture no such stem, or no such source.
+        UnknownNameError: timm has no such architecture, the architecture no such stem, or no such source or colour.
         StageError: The architecture cannot compute at this size or with this stem, or the weights cannot be had.
     """
     if not is_known(arch):
         raise UnknownNameError.among("network", arch, timm.list_models())
     if classes < 1:
         raise StageError(f"a network needs classes >= 1, but got {classes}")
+    if colour not in CHANNELS:
+        raise UnknownNameError.among("colour", colour, CHANNELS)
     image = Size.parse(image_size)
     computed = image if network_size is None else Size.parse(network_size)
-    backbone = _backbone(arch, classes, computed, stem)
+    backbone = _backbone(arch, classes, computed, stem, CHANNELS[colour])
     if weights == "package":
         transfer(package_weights(arch), backbone)
     elif weights == "hub":
         transfer(hub_weights(arch), backbone)
     elif weights != "none":
         raise UnknownNameError.among("source of weights", weights, ("none", "package", "hub"))
-    return Network(backbone, arch=arch, classes=classes, image_size=image, network_size=computed, stem=stem)
+    return Network(
+        backbone, arch=arch, classes=classes, image_size=image, network_size=computed, stem=stem, colour=colour
+    )
 
 
 def adapt(network: Network, source: Network) -> None:
-    """Starts a network from another of the same architecture with another size, stem or class count.
+    """Starts a network from another of the same architecture with another size, stem, colour or class count.
 
     Raises:
         StageError: The architectures differ.
@@ -113,17 +130,26 @@ def adapt(network: Network, source: Network) -> None:
     transfer(network_weights(source), network.backbone)
 
 
-def macs_params(arch: str, *, classes: int, network_size: Size, stem: str = "stock") -> tuple[int, int]:
+def macs_params(
+    arch: str, *, classes: int, network_size: Size, stem: str = "stock", colour: str = "rgb"
+) -> tuple[int, int]:
     """MACs of one picture and parameters as deployed, counted on the meta device (METHODS section 5).
 
-    Branches that only training needs are merged (see ``merged``).
+    Raises:
+        UnknownNameError, StageError: As ``build``.
+    """
+    network = deployed(arch, classes=classes, network_size=network_size, stem=stem, colour=colour)
+    return count_macs(network, network_size, network.channels), sum(p.numel() for p in network.parameters())
+
+
+def deployed(arch: str, *, classes: int, network_size: Size, stem: str = "stock", colour: str = "rgb") -> Network:
+    """A network on the meta device as it is deployed: branches that only training needs are merged (see ``merged``).
 
     Raises:
         UnknownNameError, StageError: As ``build``.
     """
     with torch.device("meta"):
-        network = merged(build(arch, classes=classes, image_size=network_size, stem=stem))
-    return count_macs(network, network_size), sum(p.numel() for p in network.parameters())
+        return merged(build(arch, classes=classes, image_size=network_size, stem=stem, colour=colour))
 
 
 def save(network: Network, path: Path, class_names: Sequence[str]) -> None:
@@ -157,23 +183,26 @@ def load(path: Path) -> Network:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _backbone(arch: str, classes: int, size: Size, stem: str) -> nn.Module:
-    stock: nn.Module = timm.create_model(arch, num_classes=classes)
+def _backbone(arch: str, classes: int, size: Size, stem: str, channels: int) -> nn.Module:
+    options: dict[str, Any] = {"num_classes": classes}
+    if channels != 3:
+        options["in_chans"] = channels
+    stock: nn.Module = timm.create_model(arch, **options)
     kind = family(stock)
     if stem not in STEMS[kind]:
         raise UnknownNameError.among(f"stem of {arch}", stem, STEMS[kind])
     if kind == "vit":
-        return _vit(arch, stock, classes, size, stem)
+        return _vit(arch, stock, options, size, stem)
     if config(stock).get("fixed_input_size"):
-        stock = _resized(arch, stock, classes, size)
+        stock = _resized(arch, stock, options, size)
     if stem == "stride1":
-        keep_grid(stock)
+        keep_grid(stock, channels)
     return stock
 
 
-def _vit(arch: str, stock: Any, classes: int, size: Size, stem: str) -> nn.Module:
+def _vit(arch: str, stock: Any, options: dict[str, Any], size: Size, stem: str) -> nn.Module:
     patch: int = stock.patch_embed.patch_size[0]
-    options: dict[str, Any] = {"img_size": (size.height, size.width)}
+    options = options | {"img_size": (size.height, size.width)}
     if stem == "half_patch":
         if patch % 2:
             raise StageError(f"stem half_patch needs an even patch, but {arch} has {patch}")
@@ -186,11 +215,11 @@ def _vit(arch: str, stock: Any, classes: int, size: Size, stem: str) -> nn.Modul
     if stem == "stock" and tuple(stock.patch_embed.img_size) == options["img_size"]:
         found: nn.Module = stock
     else:
-        found = timm.create_model(arch, num_classes=classes, **options)
+        found = timm.create_model(arch, **options)
     return found
 
 
-def _resized(arch: str, stock: nn.Module, classes: int, size: Size) -> nn.Module:
+def _resized(arch: str, stock: nn.Module, options: dict[str, Any], size: Size) -> nn.Module:
     """A network whose parts depend on the input size, built for this one."""
     own, wanted = tuple(config(stock)["input_size"][1:]), (size.height, size.width)
     if own == wanted:
@@ -198,8 +227,9 @@ def _resized(arch: str, stock: nn.Module, classes: int, size: Size) -> nn.Module
     try:
         # Some take any size when built and fail when they compute; on the meta device that costs next to nothing.
         with torch.device("meta"):
-            timm.create_model(arch, img_size=wanted).eval()(torch.zeros(1, 3, *wanted))
-        found: nn.Module = timm.create_model(arch, num_classes=classes, img_size=wanted)
+            trial = timm.create_model(arch, **options, img_size=wanted).eval()
+            trial(torch.zeros(1, options.get("in_chans", 3), *wanted))
+        found: nn.Module = timm.create_model(arch, **options, img_size=wanted)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise StageError(
             f"{arch} cannot compute at network size {size} ({error}); its own is {Size(*own)}: choose that, or "

@@ -75,7 +75,7 @@ def probe(onnx: Path, *, threads: int) -> Probe:
 
 
 def logits_of(onnx: Path, pictures: NDArray[np.uint8], *, threads: int) -> NDArray[np.float32]:
-    """Logits (N, K) of pictures (N, h, w, 3) uint8, in batches."""
+    """Logits (N, K) of pictures (N, h, w, C) uint8, in batches."""
     session = open_session(onnx, threads)
     name = session.get_inputs()[0].name
     parts = [
@@ -86,7 +86,7 @@ def logits_of(onnx: Path, pictures: NDArray[np.uint8], *, threads: int) -> NDArr
 
 
 def predict(onnx: Path, pictures: NDArray[np.uint8], *, threads: int) -> NDArray[np.int64]:
-    """Top class (N,) of pictures (N, h, w, 3) uint8."""
+    """Top class (N,) of pictures (N, h, w, C) uint8."""
     top: NDArray[np.int64] = logits_of(onnx, pictures, threads=threads).argmax(axis=1).astype(np.int64)
     return top
 
@@ -121,19 +121,20 @@ def host_facts() -> dict[str, Json]:
     }
 
 
-def preprocess_statement(image_size: Size, fit: Fit) -> dict[str, Json]:
+def preprocess_statement(image_size: Size, fit: Fit, colour: str = "rgb") -> dict[str, Json]:
     """The chain that a device runs before the graph, in words and as values that code can read."""
     resize = {
         Fit.SQUASH: f"resize to {image_size} (height x width)",
         Fit.CROP: f"resize until {image_size} (height x width) is covered, cut the centre",
         Fit.LETTERBOX: f"resize until it fits {image_size} (height x width), fill the border with grey 128",
     }[fit]
+    steps = ["decode", "apply EXIF orientation", "convert to RGB", f"{resize}, Pillow BILINEAR (antialiased)"]
     return {
-        "steps": ["decode", "apply EXIF orientation", "convert to RGB", f"{resize}, Pillow BILINEAR (antialiased)"],
+        "steps": steps if colour == "rgb" else [*steps, "convert to L (ITU-R 601 luma)"],
         "fit": str(fit),
         "height": image_size.height,
         "width": image_size.width,
-        "colour": "RGB",
+        "colour": "RGB" if colour == "rgb" else colour,
         "resample": "Pillow BILINEAR (antialiased)",
         "fill": 128 if fit is Fit.LETTERBOX else None,
         "input": {"name": "pictures", "dtype": "uint8", "layout": "NHWC"},

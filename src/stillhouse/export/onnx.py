@@ -1,8 +1,8 @@
 """A trained network as one ONNX file with its preprocessing inside.
 
-Input ``pictures``: uint8 (N, h, w, 3), RGB, N dynamic. Output ``logits``: float32 (N, K). The graph permutes,
-divides by 255 and runs the network, which normalises (and upsamples) by itself. Branches that only training needs
-(RepVGG, MobileOne, RepViT ...) are merged into one convolution each.
+Input ``pictures``: uint8 (N, h, w, C), N dynamic; C is 3 for RGB, 1 for grey. Output ``logits``: float32 (N, K). The
+graph permutes, divides by 255 and runs the network, which normalises (and upsamples) by itself. Branches that only
+training needs (RepVGG, MobileOne, RepViT ...) are merged into one convolution each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from stillhouse import __version__
-from stillhouse.search.domain import Size
+from stillhouse.search.domain import CHANNELS, Size
 from stillhouse.search.errors import StageError
 
 INPUT, OUTPUT = "pictures", "logits"
@@ -45,24 +45,28 @@ class Deployed(nn.Module):
         self.network = network
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Logits (N, K) of pictures (N, h, w, 3) uint8."""
+        """Logits (N, K) of pictures (N, h, w, C) uint8."""
         logits: Tensor = self.network(pictures.permute(0, 3, 1, 2).float() / 255)
         return logits
 
 
-def export(network: nn.Module, *, image_size: Size, path: Path, metadata: Mapping[str, str]) -> ExportInfo:
-    """Exports a network that takes float pictures (N, 3, h, w) in [0, 1]; the file appears whole or not at all.
+def export(
+    network: nn.Module, *, image_size: Size, path: Path, metadata: Mapping[str, str], colour: str = "rgb"
+) -> ExportInfo:
+    """Exports a network that takes float pictures (N, C, h, w) in [0, 1]; the file appears whole or not at all.
 
     Args:
         network: Left as it was found; a copy is exported.
         image_size: (h, w) of the pictures.
         path: The .onnx file.
         metadata: Goes into the file's metadata properties.
+        colour: Of the pictures: ``rgb`` (C = 3) or ``grey`` (C = 1).
 
     Raises:
         StageError: The exporter cannot express the network.
     """
-    example = torch.zeros(2, image_size.height, image_size.width, 3, dtype=torch.uint8, device=_device(network))
+    shape = (2, image_size.height, image_size.width, CHANNELS[colour])
+    example = torch.zeros(shape, dtype=torch.uint8, device=_device(network))
     with example.device:  # so that merged convolutions are made where the network lies
         deployed = Deployed(reparameterize_model(network)).eval()
     try:

@@ -44,7 +44,7 @@ class Parity:
 
 
 def check_copy(original: Path, copy: Path, pictures: NDArray[np.uint8], *, precision: str) -> Parity:
-    """Compares a file of lower precision with the one it was made from, on pictures (N, h, w, 3) uint8.
+    """Compares a file of lower precision with the one it was made from, on pictures (N, h, w, C) uint8.
 
     Raises:
         ParityError: Too many pictures get another class, or a logit is not finite.
@@ -60,7 +60,7 @@ def check_copy(original: Path, copy: Path, pictures: NDArray[np.uint8], *, preci
 
 
 def check_parity(network: nn.Module, onnx: Path, pictures: NDArray[np.uint8]) -> Parity:
-    """Compares logits of a network and its fp32 file on pictures (N, h, w, 3) uint8.
+    """Compares logits of a network and its fp32 file on pictures (N, h, w, C) uint8.
 
     Raises:
         ParityError: A logit differs by more than the tolerance, or a clear top class differs.

@@ -16,7 +16,7 @@ from stillhouse.export.measure import predict, preprocess_statement, probe
 from stillhouse.export.onnx import export, model_metadata
 from stillhouse.export.parity import check_copy, check_parity
 from stillhouse.export.quantise import quantise, to_fp16
-from stillhouse.search.domain import Accuracy, Fit, Json, Size
+from stillhouse.search.domain import CHANNELS, Accuracy, Fit, Json, Size
 
 Result = tuple[dict[str, Path], dict[str, Json]]
 Pictures = NDArray[np.uint8]
@@ -35,9 +35,9 @@ def run_export(
     """Exports a network and checks the file against it.
 
     Args:
-        network: Takes float pictures (N, 3, h, w) in [0, 1].
+        network: Takes float pictures (N, C, h, w) in [0, 1].
         spec: The stage's spec.
-        pictures: (N, h, w, 3) uint8 to compare on; None draws noise (an untrained network, exported for its costs).
+        pictures: (N, h, w, C) uint8 to compare on; None draws noise (an untrained network, exported for its costs).
         class_names: Labels by output index; they go into the file.
         work: Folder for the file.
 
@@ -47,10 +47,12 @@ def run_export(
     """
     began = time.monotonic()
     size, fit = Size.parse(spec["image_size"]), Fit(spec["fit"])
-    preprocess = preprocess_statement(size, fit)
+    colour = spec.get("colour", "rgb")
+    preprocess = preprocess_statement(size, fit, colour)
     path = work / "model.onnx"
-    info = export(network, image_size=size, path=path, metadata=model_metadata(spec, class_names, preprocess))
-    parity = check_parity(network, path, _noise(size) if pictures is None else pictures)
+    metadata = model_metadata(spec, class_names, preprocess)
+    info = export(network, image_size=size, path=path, metadata=metadata, colour=colour)
+    parity = check_parity(network, path, _noise(spec) if pictures is None else pictures)
     return {"onnx": path}, {
         "model_bytes": info.model_bytes,
         "opset": info.opset,
@@ -73,9 +75,9 @@ def run_conversion(
     Args:
         onnx: The fp32 file.
         spec: The stage's spec; ``precision`` is ``int8`` or ``fp16``.
-        calibration: (N, h, w, 3) uint8 that the ranges of activations are read on; None draws noise (an untrained
+        calibration: (N, h, w, C) uint8 that the ranges of activations are read on; None draws noise (an untrained
             network, converted for its costs).
-        pictures: (N, h, w, 3) uint8 to compare the two files on; None compares nothing.
+        pictures: (N, h, w, C) uint8 to compare the two files on; None compares nothing.
         work: Folder for the file.
 
     Raises:
@@ -83,16 +85,17 @@ def run_conversion(
         ParityError: The copy says something else.
     """
     began = time.monotonic()
-    size, path = Size.parse(spec["image_size"]), work / "model.onnx"
+    size, fit = Size.parse(spec["image_size"]), Fit(spec["fit"])
+    path = work / "model.onnx"
     if spec["precision"] == "int8":
-        quantise(onnx, path, _noise(size) if calibration is None else calibration)
+        quantise(onnx, path, _noise(spec) if calibration is None else calibration)
     else:
         to_fp16(onnx, path)
     parity = None if pictures is None else check_copy(onnx, path, pictures, precision=spec["precision"])
     return {"onnx": path}, {
         "model_bytes": path.stat().st_size,
         "parity": None if parity is None else parity.to_json(),
-        "preprocess": preprocess_statement(size, Fit(spec["fit"])),
+        "preprocess": preprocess_statement(size, fit, spec.get("colour", "rgb")),
         "seconds": time.monotonic() - began,
     }
 
@@ -111,7 +114,7 @@ def run_measure(
     Args:
         spec: The stage's spec.
         onnx: The file.
-        pictures: (N, h, w, 3) uint8, brought to size by the deployed chain.
+        pictures: (N, h, w, C) uint8, brought to size by the deployed chain.
         coded: The same after the codec that ``image_bytes`` is measured with, by its quality.
         labels: (N,).
         work: Folder for the predictions.
@@ -157,5 +160,6 @@ def _told_right(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> di
     return found | ({"right": np.packbits(right).tobytes().hex()} if len(labels) <= MOST_TOLD else {})
 
 
-def _noise(size: Size) -> Pictures:
-    return np.random.default_rng(0).integers(0, 256, (4, size.height, size.width, 3), dtype=np.uint8)
+def _noise(spec: Mapping[str, Json]) -> Pictures:
+    size, channels = Size.parse(spec["image_size"]), CHANNELS[spec.get("colour", "rgb")]
+    return np.random.default_rng(0).integers(0, 256, (4, size.height, size.width, channels), dtype=np.uint8)

@@ -1,9 +1,10 @@
 """The policy: with a worker free, which trial trains on, or which candidate begins.
 
-``auto`` ranks what could be done now, new candidates and the trials that wait at a rung alike, by the hypervolume
-that it is expected to add per second that it still needs (``gain.py``, ``effort.py``). A candidate whose teacher and
-assistant exist needs fewer seconds than one whose do not, so the search stays where it has paid already until
-something else is worth its price. Where no more candidates fit than trials were asked for, all are tried.
+``auto`` begins with the likely best, so that a short search has what its user came for. Then it ranks what could be
+done now, new candidates and the trials that wait at a rung alike, by the hypervolume that it is expected to add per second
+that it still needs (``gain.py``, ``effort.py``). A candidate whose teacher and assistant exist needs fewer seconds than
+one whose do not, so the search stays where it has paid already until something else is worth its price. Where no more
+candidates fit than trials were asked for, all are tried.
 
 With the other samplers trials that ``rungs.py`` lets train on come first, then what the sampler proposes.
 
@@ -135,6 +136,9 @@ class Chooser:
         untried[[self._index[candidate] for candidate in left_out]] = False
         if self._prices.steps < LEAST_STEPS and (untried & self._pretrained).any():
             untried &= self._pretrained
+        if untried.any() and all(trial.state in ("infeasible", "failed") for trial in trials):
+            first = max((self._space.feasible[place] for place in np.flatnonzero(untried)), key=self._space.promise)
+            return Move(None, first)
         numbers = {trial.number for trial in promotable}
         ready = np.array([index for index, trial in enumerate(trials) if trial.number in numbers], dtype=np.intp)
         return self._best(trials, seen, ready, np.flatnonzero(untried), paid)

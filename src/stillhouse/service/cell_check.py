@@ -108,7 +108,7 @@ class _Check:
     def exports(self) -> None:
         """The ONNX file says what the network says."""
         export(self.network, image_size=self.size, path=self.folder / "fp32.onnx", metadata={})
-        check_parity(self.network, self.folder / "fp32.onnx", _pictures(self.size), precision="fp32")
+        check_parity(self.network, self.folder / "fp32.onnx", _pictures(self.size))
 
     def fp16(self) -> None:
         """The fp16 file runs and says nearly what the fp32 file says."""

@@ -52,6 +52,7 @@ def command(messages: Callable[[], AbstractContextManager[None]]) -> Callable[..
         classes: Annotated[int | None, typer.Option(help="First N classes only.")] = None,
         codec: Annotated[str, typer.Option(help="How pictures are sent: jpeg or webp.")] = "jpeg",
         quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.")] = 90,
+        colour: options.Colour = "rgb",
         qualities: options.Qualities = options.QUALITIES,
         precisions: options.Precisions = options.PRECISIONS,
         latency_threads: Annotated[int, typer.Option(help="CPU threads in latency.")] = 1,

@@ -40,6 +40,7 @@ Qualities = Annotated[
     str, typer.Option(help="Lower qualities that models are read at too, or none.", rich_help_panel=SEARCH)
 ]
 Precisions = Annotated[str, typer.Option(help="Files of each model: fp32,fp16,int8.", rich_help_panel=SEARCH)]
+Colour = Annotated[str, typer.Option(help="rgb, or grey for cameras without colour.", rich_help_panel=SEARCH)]
 QUALITIES = ",".join(str(quality) for quality in JobSpec.qualities)
 PRECISIONS = ",".join(JobSpec.precisions)
 

@@ -1,7 +1,7 @@
 """One process, one attempt: claims a stage, does its work under a lease, commits once.
 
-Run by the engine (``run_attempt``) or by hand (``stillhouse stage run ATTEMPT``). This is the one place
-where the trainer and the shipper meet. ``python -m stillhouse.service.worker`` prints the catalogue of what
+Run by the engine (``run_attempt``, ``run_remote``) or by hand (``stillhouse stage run ATTEMPT``). This is the one
+place where the trainer and the shipper meet. ``python -m stillhouse.service.worker`` prints the catalogue of what
 this machine's code can do, as JSON.
 """
 
@@ -31,10 +31,10 @@ from stillhouse.distill.stage import InputFiles
 from stillhouse.export import stage as export_stage
 from stillhouse.search.domain import Fit, Json, Size, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import DatasetError, LeaseLostError, StillhouseError
-from stillhouse.search.job import AttemptRecord
-from stillhouse.search.ports import ArtifactStore, Ledger
+from stillhouse.service.claim import Claim, LocalClaim, Order
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.own_networks import own_networks
+from stillhouse.service.remote import RemoteClaim
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 
@@ -48,8 +48,7 @@ log = structlog.get_logger(__name__)
 class Lease:
     """The attempt's right to its stage, renewed in the background with the latest progress."""
 
-    ledger: Ledger
-    attempt: AttemptRecord
+    claim: Claim
     lease_s: float
     heartbeat_s: float
     progress: Mapping[str, Json] = field(default_factory=dict)
@@ -63,7 +62,7 @@ class Lease:
             LeaseLostError: Another attempt has, or may have, taken over.
         """
         if self.lost:
-            raise LeaseLostError(f"attempt {self.attempt.id} lost its lease")
+            raise LeaseLostError(f"attempt {self.claim.attempt_id} lost its lease")
         self.progress = dict(progress)
 
     def __enter__(self) -> Lease:
@@ -79,11 +78,9 @@ class Lease:
         renewed = time.monotonic()
         while not self._stop.wait(self.heartbeat_s):
             try:
-                held = self.ledger.renew(
-                    self.attempt.id, self.attempt.token, lease_s=self.lease_s, progress=self.progress
-                )
-            except Exception as error:  # the database may be away for a while; the lease says for how long
-                log.warning("heartbeat failed", attempt=self.attempt.id, error=repr(error))
+                held = self.claim.renew(self.progress)
+            except Exception as error:  # who keeps the lease may be away for a while; the lease says for how long
+                log.warning("heartbeat failed", attempt=self.claim.attempt_id, error=repr(error))
                 if time.monotonic() - renewed > self.lease_s:
                     self.lost = True
                     return
@@ -129,7 +126,8 @@ class Bench:
             store = self._store()
             network = zoo.load(self.inputs["model"].files["weights"])
             names = list(store.classes[: spec["classes"]])
-            pictures = store.array("val", Size.parse(spec["image_size"]), Fit(spec["fit"]), spec["classes"])[:32]
+            size, fit = Size.parse(spec["image_size"]), Fit(spec["fit"])
+            pictures = store.array("val", size, fit, spec["classes"], self._colour)[:32]
         else:
             torch.manual_seed(0)
             network = zoo.build(
@@ -138,6 +136,7 @@ class Bench:
                 image_size=Size.parse(spec["image_size"]),
                 network_size=Size.parse(spec["network_size"]),
                 stem=spec["stem"],
+                colour=self._colour,
             )
         return export_stage.run_export(network, spec, pictures=pictures, class_names=names, work=self.work)
 
@@ -147,9 +146,9 @@ class Bench:
         pictures: np.ndarray | None = None
         if "dataset" in self.inputs:
             store, size, fit = self._store(), Size.parse(spec["image_size"]), Fit(spec["fit"])
-            shown = store.array("train", size, fit, spec["classes"])
+            shown = store.array("train", size, fit, spec["classes"], self._colour)
             calibration = shown[:: max(1, len(shown) // CALIBRATION)][:CALIBRATION]
-            pictures = store.array("val", size, fit, spec["classes"])[:COMPARED]
+            pictures = store.array("val", size, fit, spec["classes"], self._colour)[:COMPARED]
         return export_stage.run_conversion(onnx, spec, calibration=calibration, pictures=pictures, work=self.work)
 
     def _measure(self) -> tuple[Mapping[str, Path], Mapping[str, Json]]:
@@ -158,75 +157,97 @@ class Bench:
         if spec["split"] is None:
             return export_stage.run_measure(spec, onnx, pictures=None, coded={}, labels=None, work=self.work)
         store, size, fit = self._store(), Size.parse(spec["image_size"]), Fit(spec["fit"])
-        split, classes = spec["split"], spec["classes"]
+        split, classes, colour = spec["split"], spec["classes"], self._colour
         return export_stage.run_measure(
             spec,
             onnx,
-            pictures=store.array(split, size, fit, classes),
+            pictures=store.array(split, size, fit, classes, colour),
             coded={
-                quality: store.coded(split, size, fit, spec["codec"], quality, classes) for quality in spec["qualities"]
+                quality: store.coded(split, size, fit, spec["codec"], quality, classes, colour)
+                for quality in spec["qualities"]
             },
             labels=store.labels(split, classes),
             work=self.work,
         )
+
+    @property
+    def _colour(self) -> str:
+        colour: str = self.plan.spec.get("colour", "rgb")
+        return colour
 
     def _store(self) -> PictureStore:
         return distill_stage.open_store(self.inputs, self.cache)
 
 
 def run_attempt(attempt_id: str, threads: int, home: str) -> None:
-    """Does one attempt from claim to commit; every outcome is in the ledger when it returns."""
+    """Does one attempt beside the database; every outcome is in the ledger when it returns."""
     settings = Settings(home=Path(home))
-    ledger, store = SqlLedger(settings.database_url), DiskStore(settings.artifacts)
-    attempt = ledger.attempt(attempt_id)
-    plan = ledger.stages([attempt.stage_key])[attempt.stage_key].plan
-    lease = Lease(ledger, attempt, settings.lease_s, settings.heartbeat_s)
+    claim = LocalClaim(
+        SqlLedger(settings.database_url),
+        DiskStore(settings.artifacts),
+        attempt_id,
+        lease_s=settings.lease_s,
+        heartbeat_s=settings.heartbeat_s,
+        log=str(settings.logs / f"{attempt_id}.log"),
+    )
+    _work(claim, claim.order(), settings, threads)
+
+
+def run_remote(attempt_id: str, url: str, token: str, settings: Settings) -> None:
+    """Does one attempt with the API's address and the attempt's token alone.
+
+    Raises:
+        NotFoundError: The API knows no such attempt.
+        LeaseLostError: The lease is lost already, or the API did not answer for as long as a lease lasts.
+    """
+    store, uploads = DiskStore(settings.artifacts), settings.uploads
+    with RemoteClaim(url, attempt_id, token, store=store, uploads=uploads, patience_s=settings.lease_s) as claim:
+        order = claim.order()
+        _work(claim, order, settings, order.threads)
+
+
+def _work(claim: Claim, order: Order, settings: Settings, threads: int) -> None:
+    """Does the work of one attempt under its lease, from its files to its commit."""
+    plan, held = order.plan, True
+    lease = Lease(claim, order.lease_s, order.heartbeat_s)
     work = settings.work / plan.key
     work.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with structlog.contextvars.bound_contextvars(attempt=attempt_id, stage=plan.key[:12], kind=str(plan.kind)), lease:
+    bound = {"attempt": claim.attempt_id, "stage": plan.key[:12], "kind": str(plan.kind)}
+    with structlog.contextvars.bound_contextvars(**bound), lease:
         try:
-            bench = Bench(plan, _inputs(plan, ledger, store), work, settings.cache, threads, lease)
+            bench = Bench(claim.fetch_source(order), _inputs(order, claim), work, settings.cache, threads, lease)
             files, metrics = bench.run()
             lease.report({})
-            result = StageResult({name: store.put(path) for name, path in files.items()}, metrics)
-            held = ledger.commit(attempt_id, attempt.token, result, seconds=time.monotonic() - started)
+            result = StageResult({name: claim.put(path) for name, path in files.items()}, metrics)
+            held = claim.commit(result, seconds=time.monotonic() - started)
         except LeaseLostError:
             log.warning("lease lost; stopping without a result")
             return
         except StillhouseError as error:
-            faults = error.faults if isinstance(error, DatasetError) else ()
-            ledger.fail(attempt_id, attempt.token, str(error), faults=faults)
-            held = True
+            claim.fail(str(error), faults=error.faults if isinstance(error, DatasetError) else ())
         except Exception as error:
             log.exception("unexpected error")
-            where = settings.logs / f"{attempt_id}.log"
-            ledger.fail(attempt_id, attempt.token, f"unexpected {type(error).__name__}: {error} (log: {where})")
+            claim.fail(f"unexpected {type(error).__name__}: {error} (log: {claim.log})")
             raise
     if held:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _inputs(plan: StagePlan, ledger: Ledger, store: ArtifactStore) -> dict[str, InputFiles]:
-    stages = ledger.stages(plan.inputs.values())
-    inputs: dict[str, InputFiles] = {}
+def _inputs(order: Order, claim: Claim) -> dict[str, InputFiles]:
+    plan = order.plan
     for role, key in plan.inputs.items():
-        result = stages[key].result
-        if result is None:
-            raise StillhouseError(f"stage {plan.key} reads {role} from stage {key}, which is {stages[key].state}")
-        inputs[role] = _files(result, store)
-    resume = plan.hints.get("resume")
-    earlier = ledger.stages([resume]).get(resume) if resume else None
-    if earlier is not None and earlier.result is not None:
-        inputs["resume"] = _files(earlier.result, store)
+        if role not in order.results:
+            raise StillhouseError(f"stage {plan.key} reads {role} from stage {key}, which is not done")
+    inputs = {role: _files(result, claim) for role, result in order.results.items()}
     checkpoint = plan.spec.get("checkpoint")
     if checkpoint:
-        inputs["checkpoint"] = InputFiles({"weights": store.path(checkpoint)}, {})
+        inputs["checkpoint"] = InputFiles({"weights": claim.path(checkpoint)}, {})
     return inputs
 
 
-def _files(result: StageResult, store: ArtifactStore) -> InputFiles:
-    return InputFiles({name: store.path(sha) for name, sha in result.artifacts.items()}, result.metrics)
+def _files(result: StageResult, claim: Claim) -> InputFiles:
+    return InputFiles({name: claim.path(sha) for name, sha in result.artifacts.items()}, result.metrics)
 
 
 def catalogue(home: Path | None = None) -> dict[str, Json]:

@@ -6,13 +6,15 @@ a zip claims are not believed; the bytes that really come out are counted.
 
 from __future__ import annotations
 
-import lzma
+import io
+import itertools
 import os
+import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
@@ -23,14 +25,24 @@ CHUNK = 1 << 20
 _UNPACK_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
     EOFError,
     OSError,
     NotImplementedError,
+    OverflowError,
     RuntimeError,
     ValueError,
 )
-_CLUTTER = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"})
+_CLUTTER = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_OTHER_METHODS = {9: "deflate64", zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma", 93: "zstandard"}
+"""Python unpacks the other methods without a bound: a megabyte of bzip2 can become twenty gigabytes in one read."""
+
+_ENTRY, _LOCAL_HEADER = b"PK\x01\x02", 30
+MOST_FOLDERS, MOST_NAME_BYTES = 16, 255
+"""Depth of a path, and bytes of one name in it: what file systems take."""
+
+# Controls, line separators, marks that turn the direction of writing, and what no encoding can carry.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Limits:
 
     Attributes:
         members: Files and folders.
+        directory_bytes: Bytes of a zip's own list of them, which is read whole.
         file_bytes: Actual bytes of one file; a larger one is a fault of that file.
         total_bytes: Actual bytes of all files read.
         ratio: Actual bytes of all files read to the bytes of the zip, once those are past ``ratio_from``.
@@ -46,6 +59,7 @@ class Limits:
     """
 
     members: int = 2_000_000
+    directory_bytes: int = 512 << 20
     file_bytes: int = 128 << 20
     total_bytes: int = 256 << 30
     ratio: float = 100.0
@@ -90,8 +104,8 @@ def open_source(path: Path, limits: Limits | None = None) -> Iterator[Source]:
     """Opens a zip or a folder.
 
     Raises:
-        ArchiveError: Neither, or an archive with a link, an outside path, an encrypted or repeated member, or
-            past a limit.
+        ArchiveError: Neither, or an archive with a link, an outside path, an encrypted or repeated member,
+            members that share bytes, a method other than deflate, or past a limit.
     """
     limits = limits or Limits()
     if path.is_dir():
@@ -99,20 +113,45 @@ def open_source(path: Path, limits: Limits | None = None) -> Iterator[Source]:
         return
     if not path.is_file():
         raise ArchiveError(f"a data set must be a zip file or a folder, but {path} does not exist; check the path")
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ArchiveError(
-            f"a data set must be a zip file or a folder, but {path.name} is not a readable zip ({error}); "
-            "pack the class folders as .zip"
-        ) from error
-    with archive:
+    with _opened_zip(path, limits) as archive:
         yield _Zip(archive, path.stat().st_size, limits)
 
 
 def is_clutter(name: str) -> bool:
     """True for what desktops leave behind: dotfiles, ``__MACOSX``, ``Thumbs.db``."""
     return any(part.startswith(".") or part.lower() in _CLUTTER for part in PurePosixPath(name).parts)
+
+
+@contextmanager
+def _opened_zip(path: Path, limits: Limits) -> Iterator[zipfile.ZipFile]:
+    with ExitStack() as held:
+        try:
+            stream = held.enter_context(_Watched(path, limits))
+            archive = held.enter_context(zipfile.ZipFile(stream))
+        except _UNPACK_ERRORS as error:
+            raise ArchiveError(
+                f"a data set must be a zip file or a folder, but {path.name} is not a readable zip ({error}); "
+                "pack the class folders as .zip"
+            ) from error
+        yield archive
+
+
+class _Watched(io.BufferedReader):
+    """A zip's bytes. ``ZipFile`` reads its list of members at once and makes an object of each before we can count."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        super().__init__(io.FileIO(path))
+        self._limits = limits
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > max(CHUNK, self._limits.directory_bytes):
+            raise ArchiveError(
+                f"the list of files in a zip may have at most {self._limits.directory_bytes:,} bytes, but this one "
+                f"has {size:,}; leave out what is not needed, or pack it again"
+            )
+        data = super().read(size)
+        _check_members(data.count(_ENTRY), self._limits)
+        return data
 
 
 @dataclass
@@ -179,6 +218,10 @@ class _Folder:
                 path = (base / name).as_posix()
                 if is_clutter(name):
                     continue
+                if unfit := _unfit(path):
+                    faults.append(unfit)
+                    below[:] = [other for other in below if other != name]
+                    continue
                 mode = (self._root / path).lstat().st_mode
                 if stat.S_ISDIR(mode):
                     folders.append(path)
@@ -210,19 +253,26 @@ class _Zip:
     def _list(self, limits: Limits) -> Listing:
         infos = self._archive.infolist()
         _check_members(len(infos), limits)
+        _check_apart(infos)
         folders: set[str] = set()
+        faults: list[str] = []
         for info in infos:
             name = _safe_name(info)
             if is_clutter(name):
+                continue
+            if unfit := _unfit(name):
+                faults.append(unfit)
                 continue
             folders.update(str(parent) for parent in PurePosixPath(name).parents if parent.name)
             if info.is_dir() or info.filename.endswith("\\"):
                 folders.add(name)
             elif name in self._members:
-                raise ArchiveError(f"each name must stand once in a zip, but {name!r} is there twice; pack it again")
+                raise ArchiveError(
+                    f"each name must stand once in a zip, but {name[:200]!r} is there twice; pack it again"
+                )
             else:
                 self._members[name] = info
-        return Listing(tuple(sorted(self._members)), tuple(sorted(folders)))
+        return Listing(tuple(sorted(self._members)), tuple(sorted(folders)), tuple(sorted(faults)))
 
 
 def _safe_name(info: zipfile.ZipInfo) -> str:
@@ -231,18 +281,50 @@ def _safe_name(info: zipfile.ZipInfo) -> str:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or parts[0][1:2] == ":":
         raise ArchiveError(
-            f"paths in a zip must stay inside it, but {info.filename!r} does not; pack the folder itself, "
+            f"paths in a zip must stay inside it, but {info.filename[:200]!r} does not; pack the folder itself, "
             "with relative paths"
         )
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
         what = "a link" if kind == stat.S_IFLNK else "a special file"
         raise ArchiveError(
-            f"a zip must hold files and folders only, but {info.filename!r} is {what}; pack the file itself"
+            f"a zip must hold files and folders only, but {info.filename[:200]!r} is {what}; pack the file itself"
         )
     if info.flag_bits & 0x1:
-        raise ArchiveError(f"a zip must not be encrypted, but {info.filename!r} is; pack it without a password")
+        raise ArchiveError(f"a zip must not be encrypted, but {info.filename[:200]!r} is; pack it without a password")
+    if info.compress_type not in _METHODS:
+        how = _OTHER_METHODS.get(info.compress_type, f"method {info.compress_type}")
+        raise ArchiveError(
+            f"a zip must be packed by deflate or not at all, but {info.filename[:200]!r} is by {how}; pack it again "
+            "with the usual method"
+        )
     return str(PurePosixPath(name))
+
+
+def _unfit(path: str) -> str | None:
+    """Why a path cannot be taken, as a fault; None when it can."""
+    parts = path.split("/")
+    if len(parts) > MOST_FOLDERS:
+        why = f"a path may have at most {MOST_FOLDERS} parts, but has {len(parts)}; move it up"
+    elif any(len(part.encode("utf-8", "replace")) > MOST_NAME_BYTES for part in parts):
+        why = f"a name may have at most {MOST_NAME_BYTES} bytes, but has more; shorten it"
+    elif _UNFIT.search(path):
+        why = "a name must not hold control characters or parts of characters; rename it"
+    else:
+        return None
+    shown = _UNFIT.sub(lambda found: found[0].encode("unicode_escape").decode(), path)
+    return f"{shown[:200]}{'...' * (len(shown) > 200)}: {why}"
+
+
+def _check_apart(infos: Sequence[zipfile.ZipInfo]) -> None:
+    """Members that share bytes are how a small zip unpacks to a huge one."""
+    placed = sorted(infos, key=lambda info: info.header_offset)
+    for one, other in itertools.pairwise(placed):
+        if one.header_offset + _LOCAL_HEADER + one.compress_size > other.header_offset:
+            raise ArchiveError(
+                f"files in a zip must not share bytes, but {one.filename[:200]!r} and {other.filename[:200]!r} do; "
+                "pack it again"
+            )
 
 
 def _check_members(count: int, limits: Limits) -> None:

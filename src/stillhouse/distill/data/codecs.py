@@ -1,22 +1,24 @@
 """Pictures as a device handles them: decoded, brought to a size, encoded; and what that costs in bytes.
 
 The deployed chain is ``open_picture`` (decode, EXIF-orient, RGB), then ``fit_picture`` (Pillow's antialiased
-bilinear). Training, evaluation and the byte curve all go through these two functions, so that a network
-never meets another resampling in the field than in training.
+bilinear), then ``in_colour`` (grey for a monochrome camera). Training, evaluation and the byte curve all go through
+these functions, so that a network never meets another resampling in the field than in training.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stillhouse.search.domain import Fit, Json, Size
+from stillhouse.search.domain import CHANNELS, Fit, Json, Size
 from stillhouse.search.errors import DatasetError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
@@ -56,7 +58,7 @@ def open_picture(data: bytes, name: str) -> Image.Image:
             if width * height > MAX_PIXELS:
                 raise DatasetError(_too_large(name, f"{width}x{height}"))
             return _rgb(ImageOps.exif_transpose(image), name)
-    except DatasetError:
+    except (DatasetError, MemoryError):
         raise
     except UnidentifiedImageError:
         what = "an empty file" if not data else f"not a picture in a format that is read ({', '.join(FORMATS)})"
@@ -82,12 +84,23 @@ def fit_picture(image: Image.Image, size: Size, fit: Fit) -> Image.Image:
             return ImageOps.pad(image, target, Image.Resampling.BILINEAR, color=LETTERBOX_GREY)
 
 
+def in_colour(image: Image.Image, colour: str) -> Image.Image:
+    """An RGB picture in the camera's colour: itself, or its luma (ITU-R 601, Pillow's mode L) for ``grey``."""
+    return image.convert("L") if colour == "grey" else image
+
+
+def as_image(picture: NDArray[np.uint8]) -> Image.Image:
+    """Bytes (h, w, C) as a picture of mode RGB (C = 3) or L (C = 1)."""
+    return Image.fromarray(picture if picture.shape[2] == 3 else picture[:, :, 0])
+
+
 def encode(image: Image.Image, codec: str, quality: int) -> bytes:
-    """Encodes an RGB picture as a device would send it.
+    """Encodes a picture as a device would send it.
 
     Args:
-        image: RGB.
-        codec: ``jpeg`` (4:2:0, optimised Huffman tables) or ``webp`` (lossy, method 4).
+        image: RGB or L (grey).
+        codec: ``jpeg`` (4:2:0, one channel for grey, optimised Huffman tables) or ``webp`` (lossy, method 4; it has no
+            grey mode, so that grey goes as RGB).
         quality: 1 to 100.
 
     Raises:
@@ -97,7 +110,7 @@ def encode(image: Image.Image, codec: str, quality: int) -> bytes:
     if codec == "jpeg":
         image.save(buffer, "JPEG", quality=quality, optimize=True)
     elif codec == "webp":
-        image.save(buffer, "WEBP", quality=quality, method=4)
+        image.convert("RGB").save(buffer, "WEBP", quality=quality, method=4)
     else:
         raise DatasetError(f"codec must be one of {', '.join(CURVE_CODECS)}, but got {codec!r}")
     return buffer.getvalue()
@@ -116,6 +129,7 @@ def measure_curve(
     sizes: Sequence[Size] = CURVE_SIZES,
     codecs: Sequence[str] = CURVE_CODECS,
     qualities: Sequence[int] = CURVE_QUALITIES,
+    colours: Sequence[str] = tuple(CHANNELS),
 ) -> list[dict[str, Json]]:
     """Measures bytes per picture on the user's own pictures (METHODS section 5: never assumed).
 
@@ -124,44 +138,47 @@ def measure_curve(
         fits: Ways to bring them to a size.
         sizes: Sizes to measure at.
         codecs: ``jpeg``, ``webp``.
-        qualities: 1 to 100; every combination of the four is one row.
+        qualities: 1 to 100.
+        colours: ``rgb``, ``grey``; every combination of the five is one row.
 
     Returns:
-        Rows ``{fit, size, codec, quality, mean_bytes, p95_bytes}`` in the order of the arguments.
+        Rows ``{colour, fit, size, codec, quality, mean_bytes, p95_bytes}``.
     """
-    counts: dict[tuple[Fit, Size, str, int], list[int]] = {}
+    ways = list(itertools.product(colours, codecs, qualities))
+    counts: dict[tuple[Fit, Size, _Way], list[int]] = {}
     for image in images:
         for size in sizes:
-            _count_bytes(image, size, fits, codecs, qualities, counts)
-    if not counts:
-        return []
-    return [_row(fit, size, codec, q, counts) for fit in fits for size in sizes for codec in codecs for q in qualities]
+            _count_bytes(image, size, fits, ways, counts)
+    return [_row(fit, size, way, found) for (fit, size, way), found in counts.items()]
+
+
+_Way = tuple[str, str, int]
+"""(colour, codec, quality)."""
 
 
 def _count_bytes(
     image: Image.Image,
     size: Size,
     fits: Sequence[Fit],
-    codecs: Sequence[str],
-    qualities: Sequence[int],
-    counts: dict[tuple[Fit, Size, str, int], list[int]],
+    ways: Sequence[_Way],
+    counts: dict[tuple[Fit, Size, _Way], list[int]],
 ) -> None:
     # A picture of the target's own shape comes out the same from every fit: it is encoded once.
-    seen: dict[bytes, dict[tuple[str, int], int]] = {}
+    seen: dict[bytes, dict[_Way, int]] = {}
     for fit in fits:
         fitted = fit_picture(image, size, fit)
         content = fitted.tobytes()
         if content not in seen:
-            seen[content] = {(c, q): len(encode(fitted, c, q)) for c in codecs for q in qualities}
-        for (codec, quality), count in seen[content].items():
-            counts.setdefault((fit, size, codec, quality), []).append(count)
+            seen[content] = {way: len(encode(in_colour(fitted, way[0]), *way[1:])) for way in ways}
+        for way, count in seen[content].items():
+            counts.setdefault((fit, size, way), []).append(count)
 
 
-def _row(
-    fit: Fit, size: Size, codec: str, quality: int, counts: dict[tuple[Fit, Size, str, int], list[int]]
-) -> dict[str, Json]:
-    found = sorted(counts[fit, size, codec, quality])
+def _row(fit: Fit, size: Size, way: _Way, counts: list[int]) -> dict[str, Json]:
+    colour, codec, quality = way
+    found = sorted(counts)
     return {
+        "colour": colour,
         "fit": str(fit),
         "size": str(size),
         "codec": codec,
@@ -184,7 +201,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    values: NDArray[np.int64] = np.asarray(image).astype(np.int64)
+    values: NDArray[np.integer[Any]] = np.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise DatasetError(f"{name}: holds values outside 0..65535; save it as an 8-bit or 16-bit picture")
     return Image.fromarray((values >> 8).astype(np.uint8))

@@ -22,6 +22,7 @@ from PIL import Image, ImageChops
 
 from stillhouse.distill.data.archive import ArchiveError, Limits, Source, open_source
 from stillhouse.distill.data.codecs import CURVE_SAMPLE, curve_sizes, measure_curve, open_picture
+from stillhouse.distill.data.sandbox import MOST_AT_ONCE, Decoded, Sandbox
 from stillhouse.distill.data.splits import SPLITS, Layout, Placed, assign, check_assigned, read_layout
 from stillhouse.search.domain import Json, canonical_json
 from stillhouse.search.errors import DatasetError
@@ -30,6 +31,9 @@ MANIFEST_VERSION = 1
 Report = Callable[[Mapping[str, Json]], None]
 _MOST_LISTED = 1000
 """Longest list of faults or groups that a summary carries; a note counts the rest."""
+
+_Batch = list[tuple[Placed, bytes]]
+_BATCH_BYTES = 4 << 20
 
 _SAMPLE_PIXELS = 16_000_000
 """Bounds the time that the byte curve takes: each sampled picture is resized some forty times."""
@@ -90,38 +94,27 @@ def ingest(
 def _read_all(
     source: Source, placed: Sequence[Placed], stream: IO[bytes], report: Report
 ) -> tuple[list[_Picture], list[str]]:
-    """Decodes every picture once, in threads; appends the bytes of the good ones to the stream."""
+    """Decodes every picture once, in child processes; appends the bytes of the good ones to the stream."""
     pictures: list[_Picture] = []
     faults: list[str] = []
-    pending: deque[tuple[Placed, bytes, Future[tuple[int, int, str]]]] = deque()
+    pending: deque[tuple[_Batch, Future[list[Decoded | str]]]] = deque()
     workers = min(4, os.cpu_count() or 1)
-    last = -1.0
 
     def settle() -> None:
-        item, data, future = pending.popleft()
-        try:
-            height, width, pixels = future.result()
-        except DatasetError as error:
-            faults.append(str(error))
-            return
-        sha256, offset = hashlib.sha256(data).hexdigest(), stream.tell()
-        stream.write(data)
-        pictures.append(_Picture(item.name, item.label, item.split, offset, len(data), sha256, pixels, height, width))
-
-    with ThreadPoolExecutor(workers) as pool:
-        for done, item in enumerate(placed):
-            if time.monotonic() - last > 1.0:
-                report({"done": done, "total": len(placed), "unit": "pictures"})
-                last = time.monotonic()
-            try:
-                data = source.read(item.name)
-            except ArchiveError:
-                raise
-            except DatasetError as error:
-                faults.append(str(error))
+        batch, future = pending.popleft()
+        for (item, data), found in zip(batch, future.result(), strict=True):
+            if isinstance(found, str):
+                faults.append(found)
                 continue
-            pending.append((item, data, pool.submit(_inspect, data, item.name)))
-            if len(pending) > 4 * workers:
+            sha256, offset = hashlib.sha256(data).hexdigest(), stream.tell()
+            stream.write(data)
+            holds = (found.pixels, found.height, found.width)
+            pictures.append(_Picture(item.name, item.label, item.split, offset, len(data), sha256, *holds))
+
+    with Sandbox(workers) as sandbox, ThreadPoolExecutor(workers) as pool:
+        for batch in _batches(source, placed, faults, report):
+            pending.append((batch, pool.submit(sandbox.decode, [(item.name, data) for item, data in batch])))
+            if len(pending) > 2 * workers:
                 settle()
         while pending:
             settle()
@@ -129,12 +122,25 @@ def _read_all(
     return pictures, faults
 
 
-def _inspect(data: bytes, name: str) -> tuple[int, int, str]:
-    """Height, width and a hash of the decoded pixels."""
-    image = open_picture(data, name)
-    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
-    digest.update(image.tobytes())
-    return image.height, image.width, digest.hexdigest()
+def _batches(source: Source, placed: Sequence[Placed], faults: list[str], report: Report) -> Iterator[_Batch]:
+    """The files that can be read, with their bytes; a few at a time, as few as one where they are large."""
+    batch: _Batch = []
+    last = -1.0
+    for done, item in enumerate(placed):
+        if time.monotonic() - last > 1.0:
+            report({"done": done, "total": len(placed), "unit": "pictures"})
+            last = time.monotonic()
+        try:
+            batch.append((item, source.read(item.name)))
+        except ArchiveError:
+            raise
+        except DatasetError as error:
+            faults.append(str(error))
+        if len(batch) == MOST_AT_ONCE or sum(len(data) for _, data in batch) > _BATCH_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _conclude(
@@ -251,6 +257,10 @@ def _notes(
     if twice:
         shown = "; ".join(" = ".join(item.name for item in group) for group in twice[:5])
         notes.append(f"{len(twice)} pictures stand under more than one label, at most one is right: {shown}")
+    alike = Counter(name.casefold() for name in layout.classes)
+    confusing = [name for name in layout.classes if alike[name.casefold()] > 1]
+    if confusing:
+        notes.append(f"classes differ by case only, join them if they are one: {', '.join(confusing[:6])}")
     for split in ("val", "test"):
         there = {item.label for item, name in zip(pictures, splits, strict=True) if name == split}
         absent = [name for name in layout.classes if name not in there]

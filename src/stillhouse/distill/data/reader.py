@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stillhouse.distill.data.codecs import CHANNELS, as_image, encode, in_colour
+from stillhouse.distill.data.codecs import as_image, encode, in_colour
 from stillhouse.distill.data.views import ViewBatch, Views, crop, jitter, to_grey
-from stillhouse.search.domain import Size
+from stillhouse.search.domain import CHANNELS, Size
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -7,6 +7,7 @@ that the cut does not depend on file names, on their order or on a random genera
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ UNREAD_EXTENSIONS = frozenset(
     | {".raw", ".dng", ".cr2", ".nef", ".arw"}
 )
 """Pictures of formats that are not read: faults, where any other file is a side file."""
+
+MOST_CLASSES = 50_000
+"""More than twice as many as ImageNet-21k has: a network's last layer must hold them."""
 
 _FOLDER_OF = {
     "train": "train", "training": "train",
@@ -238,7 +242,12 @@ def _place(name: str, parts: tuple[str, ...], split_folders: dict[str, str]) -> 
         return f"{name}: a picture in no class folder; {_HOW}"
     if len(inner) > 2:
         return f"{name}: a picture in a folder inside class folder {inner[0]}; {_HOW}"
-    return Placed(name, inner[0], split)
+    return Placed(name, _label(inner[0]), split)
+
+
+def _label(folder: str) -> str:
+    """The class of a folder's name: macOS writes an accent as a character of its own, which looks the same."""
+    return unicodedata.normalize("NFC", folder)
 
 
 def _classes(folders: Iterable[str], root: tuple[str, ...], split_folders: dict[str, str]) -> tuple[str, ...]:
@@ -250,15 +259,20 @@ def _classes(folders: Iterable[str], root: tuple[str, ...], split_folders: dict[
             continue
         parts = parts[len(root) :]
         if split_folders and len(parts) == 2 and parts[0] in split_folders:
-            found.add(parts[1])
+            found.add(_label(parts[1]))
         elif not split_folders and len(parts) == 1:
-            found.add(parts[0])
+            found.add(_label(parts[0]))
     return tuple(sorted(found))
 
 
 def _check_classes(classes: Sequence[str], placed: Sequence[Placed]) -> None:
     if not classes:
         raise DatasetError(f"pictures must lie in class folders, but there are none; {_HOW}")
+    if len(classes) > MOST_CLASSES:
+        raise DatasetError(
+            f"a data set may have at most {MOST_CLASSES:,} classes, but {len(classes):,} class folders came; are the "
+            "pictures of one class in one folder?"
+        )
     if len(classes) == 1:
         raise DatasetError(f"at least 2 classes are needed to tell apart, but only {classes[0]!r} came; add another")
     there = Counter(item.label for item in placed)

@@ -20,10 +20,10 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from stillhouse.distill.data.codecs import CHANNELS, as_image, encode, fit_picture, in_colour, open_picture
+from stillhouse.distill.data.codecs import as_image, encode, fit_picture, in_colour, open_picture
 from stillhouse.distill.data.ingest import MANIFEST_VERSION
 from stillhouse.distill.data.splits import SPLITS
-from stillhouse.search.domain import Fit, Json, Size
+from stillhouse.search.domain import CHANNELS, Fit, Json, Size
 from stillhouse.search.errors import CorruptArtifactError, DatasetError
 
 CHAIN = 1

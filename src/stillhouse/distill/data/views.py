@@ -29,6 +29,8 @@ from stillhouse.search.domain import Json, Size
 from stillhouse.search.errors import UserError
 
 _DRAWS = 11
+_LUMA = (19595, 38470, 7471)
+"""Weights of red, green and blue in 1/65536: 0.299, 0.587, 0.114 as Pillow rounds them."""
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -202,7 +204,7 @@ def crop(pictures: torch.Tensor, batch: ViewBatch, size: Size) -> torch.Tensor:
 
 
 def jitter(crops: torch.Tensor, batch: ViewBatch) -> torch.Tensor:
-    """Changes brightness and contrast: (B, 3, h, w) uint8 -> the same shape, float32 in [0, 1].
+    """Changes brightness and contrast: (B, C, h, w) uint8 -> the same shape, float32 in [0, 1].
 
     Contrast turns about mid grey, not about the picture's own mean, so that it is the same at every size.
     """
@@ -210,6 +212,15 @@ def jitter(crops: torch.Tensor, batch: ViewBatch) -> torch.Tensor:
     contrast = torch.from_numpy(batch.contrast).to(crops.device)[:, None, None, None]
     # ((x / 255) * brightness - 0.5) * contrast + 0.5, in two passes over the batch
     return crops.float().mul_(brightness * contrast / 255).add_(0.5 - 0.5 * contrast).clamp_(0, 1)
+
+
+def to_grey(pictures: torch.Tensor) -> torch.Tensor:
+    """Luma (ITU-R 601): (B, 3, any, any) RGB -> (B, 1, any, any); of bytes the very values of Pillow's convert("L")."""
+    weights = torch.tensor(_LUMA, device=pictures.device).view(1, 3, 1, 1)
+    if pictures.dtype != torch.uint8:
+        return (pictures * (weights / (1 << 16)).to(pictures.dtype)).sum(1, keepdim=True)
+    sums = (pictures.int() * weights).sum(1, keepdim=True)
+    return ((sums + (1 << 15)) >> 16).to(torch.uint8)
 
 
 def _edges(start: NDArray[np.float64], length: NDArray[np.float64], side: int) -> NDArray[np.int64]:

@@ -9,8 +9,8 @@ def isrd(reconstruction: Tensor, large: Tensor) -> Tensor:
     """Mean |I'_large - I_large| over N, C, H and W.
 
     Args:
-        reconstruction: The decoder's picture (N, 3, H, W).
-        large: The mean/std-normalised large crop (N, 3, H, W).
+        reconstruction: The decoder's picture (N, C, H, W).
+        large: The mean/std-normalised large crop (N, C, H, W).
     """
     if reconstruction.shape != large.shape:
         raise ValueError(f"shapes must be equal, but got {tuple(reconstruction.shape)} and {tuple(large.shape)}")

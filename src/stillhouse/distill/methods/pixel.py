@@ -2,7 +2,8 @@
 
 The teacher read the large crop, the student reads the small version of the same crop. The student's own input
 convolution and a decoder give the large crop back (``isrd``); that loss reaches nothing else, since the tap
-is the convolution's raw output and its input is the picture.
+is the convolution's raw output and its input is the picture. A student that reads grey gives back the grey large
+crop: of colours it knows nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from stillhouse.distill.data.views import to_grey
 from stillhouse.distill.decoder import Decoder
 from stillhouse.distill.knowledge import Outline
 from stillhouse.distill.losses.isrd import isrd
@@ -40,7 +42,7 @@ class Pixel(Logits):
         super().__init__(params, task, student, mentor, large)
         if params.gamma > 0:
             channels, *grid = input_shape(student)
-            self.extra["decoder"] = Decoder(channels, (grid[0], grid[1]), large)
+            self.extra["decoder"] = Decoder(channels, (grid[0], grid[1]), large, student.channels)
 
     @property
     def reads_large(self) -> bool:
@@ -61,4 +63,5 @@ class Pixel(Logits):
         if taps.input is None or batch.large is None:
             raise ValueError("isrd needs the input tap and the large crop")
         picture = self.extra["decoder"](taps.input)
-        return {"isrd": self.params.gamma * isrd(picture, self.student.normalise(batch.large))}
+        large = to_grey(batch.large) if self.student.colour == "grey" else batch.large
+        return {"isrd": self.params.gamma * isrd(picture, self.student.normalise(large))}
