@@ -1,10 +1,10 @@
 """The policy: with a worker free, which trial trains on, or which candidate begins.
 
 ``auto`` begins with the likely best, so that a short search has what its user came for. Then it ranks what could be
-done now, new candidates and the trials that wait at a rung alike, by the hypervolume that it is expected to add per second
-that it still needs (``gain.py``, ``effort.py``). A candidate whose teacher and assistant exist needs fewer seconds than
-one whose do not, so the search stays where it has paid already until something else is worth its price. Where no more
-candidates fit than trials were asked for, all are tried.
+done now, new candidates and the trials that wait at a rung alike, by the hypervolume that it is expected to add per
+second that it still needs (``gain.py``, ``effort.py``). A candidate whose teacher and assistant exist needs fewer
+seconds than one whose do not, so the search stays where it has paid already until something else is worth its
+price. Where no more candidates fit than trials were asked for, all are tried.
 
 With the other samplers trials that ``rungs.py`` lets train on come first, then what the sampler proposes.
 
