@@ -14,6 +14,9 @@ from stillhouse.search.domain import PRECISIONS, Accuracy, Cost, Deployment, Jso
 from stillhouse.search.job import JobRecord, JobSpec, StageRecord, TrialRecord
 from stillhouse.search.plan import measured_cost, variant_of
 
+CLEARLY = 0.95
+"""A file wins on its device when it takes less than this share of the time: what is nearer may be noise."""
+
 Chains = Mapping[str, Sequence[StageRecord]]
 """By precision: the stages, all done, that made and measured the file; the trained precision first."""
 
@@ -126,7 +129,7 @@ def _loses(spec: JobSpec, precision: str, cost: Cost, full: Cost) -> str | None:
     """
     counts = {name for name in ("model_bytes", "memory_bytes") if name in spec.objectives}
     counts |= {name for name in ("model_bytes", "memory_bytes") if getattr(spec.budget, f"max_{name}") is not None}
-    if precision == PRECISIONS[0] or counts or (cost.latency_ms or 0) < (full.latency_ms or 0):
+    if precision == PRECISIONS[0] or counts or (cost.latency_ms or 0) < CLEARLY * (full.latency_ms or 0):
         return None
     return (
         f"{cost.latency_ms:.2f} ms on {spec.budget.device}, where {PRECISIONS[0]} takes {full.latency_ms:.2f} ms, "

@@ -10,7 +10,8 @@ function network(entry, front, byId) {
   for (const badge of badges(entry, front.picks)) box.append(" ", badge);
   const cheaper = byId.get(front.tied[entry.model]);
   if (cheaper) {
-    box.append(element("small", `not significantly better than the cheaper ${name(cheaper)}`, { class: "compared tied" }));
+    const sent = front.judged === "coded" ? ` at ${codec(cheaper)}` : "";
+    box.append(element("small", `not significantly better than the cheaper ${name(cheaper)}${sent}`, { class: "compared tied" }));
   }
   return box;
 }
@@ -50,7 +51,8 @@ function addFamily(body, entry, front, open) {
   td.parentElement.className = "family";
   const details = element("details", "", { "data-model": entry.model });
   details.open = open.has(entry.model);
-  details.append(element("summary", `family: ${members.length} other deployment${members.length === 1 ? "" : "s"} of ${entry.arch}`));
+  const others = `family: ${members.length} other deployment${members.length === 1 ? "" : "s"} of ${entry.arch}`;
+  details.append(element("summary", members.length ? others : `not offered: ${leftOut.map(([precision]) => precision).join(", ")}`));
   if (members.length > 0) details.append(familyTable(members, front.judged, `Other deployments of ${name(entry)}`));
   for (const [precision, why] of leftOut) details.append(element("p", `${precision} is left out: ${why}`, { class: "soft" }));
   td.append(details);
