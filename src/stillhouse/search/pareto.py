@@ -13,6 +13,7 @@ anything is no second choice.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -210,11 +211,21 @@ def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str
         ValueError: A deployment was not measured in one of the objectives.
     """
     least = budget.min_accuracy or 0.0
-    fitting = [item for item in deployments if item.chosen_by.value >= least and not budget.excess(item.cost)]
-    fitting.sort(key=_first_kept)
-    columns = [[item.chosen_by.value for item in fitting]]
+    accuracy = [item.chosen_by.value for item in deployments]
+    fits = [value >= least and not budget.excess(d.cost) for value, d in zip(accuracy, deployments, strict=True)]
+    fitting = list(itertools.compress(deployments, fits))
+    columns = [list(itertools.compress(accuracy, fits))]
     columns += [[item.objective(name) for item in fitting] for name in objectives]
-    return [fitting[index] for index in front(np.array(columns).T)]
+    points = np.array(columns).T
+    members = front(points)
+    # Few are equal to a member: to sort them all by who comes first would take longer than the front itself.
+    equal = np.flatnonzero(np.isin(points[:, 0], points[members, 0])) if members else []
+    first: dict[bytes, Deployment] = {points[index].tobytes(): fitting[index] for index in members}
+    for index in equal:
+        point, item = points[index].tobytes(), fitting[index]
+        if point in first and _first_kept(item) < _first_kept(first[point]):
+            first[point] = item
+    return sorted(first.values(), key=_first_kept)
 
 
 def picks(members: Sequence[Deployment], objectives: Sequence[str]) -> dict[str, Deployment]:
