@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,10 +56,17 @@ def family(attempt, threads, home):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(600)
 
+def fill(attempt, threads, home):
+    child = subprocess.Popen([sys.executable, "-c", HUNGRY])
+    note(home, attempt, f"{os.getpid()} {child.pid}")
+    child.wait()
+    time.sleep(600)
+
 def leave(attempt, threads, home):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     note(home, attempt, f"{os.getpid()} {child.pid}")
 
+HUNGRY = "import time; held = bytearray(300_000_000); time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 """
 
@@ -78,9 +86,16 @@ def make(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     engines: list[LocalEngine] = []
 
-    def start(function: str, *, slots: int | None = 2, grace_s: float = 0.3) -> LocalEngine:
+    def start(
+        function: str, *, slots: int | None = 2, grace_s: float = 0.3, memory_bytes: int | None = None
+    ) -> LocalEngine:
         engine = LocalEngine(
-            home, slots=slots, target=f"engine_probe:{function}", preload=["engine_probe"], grace_s=grace_s
+            home,
+            slots=slots,
+            memory_bytes=memory_bytes,
+            target=f"engine_probe:{function}",
+            preload=["engine_probe"],
+            grace_s=grace_s,
         )
         engines.append(engine)
         return engine
@@ -186,6 +201,45 @@ def test_what_an_attempt_leaves_behind_is_ended(make: Make, home: Path) -> None:
     _, child = map(int, noted(home, "att_1").split())
     until(lambda: not engine.running("att_1"), "it did not end")
     until(lambda: not alive(child), "the child lives on")
+
+
+def test_an_attempt_that_holds_too_much_memory_is_ended_and_the_reason_told(make: Make, home: Path) -> None:
+    """What counts is held by a grandchild: the group is weighed, and the whole of it ended."""
+    engine = make("fill", memory_bytes=200 * 2**20)
+    engine.submit(attempt("att_1"))
+    pids = [int(pid) for pid in noted(home, "att_1").split()]
+    until(lambda: not engine.running("att_1"), "it goes on")
+    until(lambda: not any(map(alive, pids)), "some live on")
+    fault = engine.fault("att_1") or ""
+    assert re.match(r"its processes held (29\d|3\d\d) MiB of memory, but a stage may hold 200 MiB", fault), fault
+    assert "STILLHOUSE_STAGE_MEMORY_BYTES" in fault
+    assert engine.fault("att_1") is None
+    assert engine.capacity() == 2
+
+
+def test_an_attempt_within_its_memory_goes_on(make: Make, home: Path) -> None:
+    engine = make("fill", memory_bytes=2**30)
+    engine.submit(attempt("att_1"))
+    noted(home, "att_1")
+    time.sleep(1.2)
+    assert engine.running("att_1")
+    engine.cancel("att_1")
+    until(lambda: not engine.running("att_1"), "it was not cancelled")
+    assert engine.fault("att_1") is None
+
+
+def test_the_next_attempt_starts_in_less_than_half_a_second(make: Make, home: Path) -> None:
+    engine = make("facts")
+    engine.submit(attempt("att_0"))
+    noted(home, "att_0")
+    took = []
+    for number in range(1, 6):
+        until(lambda: engine.capacity() == 2, "it did not end")
+        begun = time.monotonic()
+        engine.submit(attempt(f"att_{number}"))
+        until((home / f"att_{number}").exists, "it did not start")
+        took.append(time.monotonic() - begun)
+    assert sorted(took)[2] < 0.5, took
 
 
 def test_close_ends_all(make: Make, home: Path) -> None:

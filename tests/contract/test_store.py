@@ -1,4 +1,4 @@
-"""What ``stillhouse.search.ports.ArtifactStore`` promises, on the disk."""
+"""What ``stillhouse.search.ports.ArtifactStore`` promises: on the disk, and in a bucket with copies on the disk."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from bucket import Bucket
 from stillhouse.search.errors import CorruptArtifactError, NotFoundError
 from stillhouse.search.ports import ArtifactStore
 from stillhouse.service.store import DiskStore
+from stillhouse.service.store_s3 import S3Store
 
 
 @pytest.fixture
@@ -22,9 +24,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "artifacts"
 
 
-@pytest.fixture
-def store(root: Path) -> ArtifactStore:
-    return DiskStore(root)
+@pytest.fixture(params=["disk", "s3"])
+def store(request: pytest.FixtureRequest, root: Path) -> ArtifactStore:
+    if request.param == "disk":
+        return DiskStore(root)
+    bucket: Bucket = request.getfixturevalue("bucket")
+    return S3Store(bucket.url, cache=root, endpoint=bucket.endpoint)
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """What is published to the ledger, and the lock on a home folder."""
 
 import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from stillhouse.search.errors import ConflictError
 from stillhouse.service import wiring
+from stillhouse.service.engine.local import LocalEngine
+from stillhouse.service.engine.ray import RayEngine
 from stillhouse.service.settings import Settings
 
 CATALOGUE = {"names": ["a"], "weights": {"package": ["a"], "hub": ["b"]}}
@@ -49,3 +52,17 @@ def test_one_home_has_one_controller(tmp_path: Path) -> None:
         pass
     with wiring._only_controller(lock):
         assert lock.exists()
+
+
+def test_the_settings_name_the_engine(settings: Settings) -> None:
+    with closing(wiring.make_engine(settings)) as engine:
+        assert isinstance(engine, LocalEngine)
+    ray = settings.model_copy(update={"engine": "ray", "ray_cpus_per_stage": 3})
+    with closing(wiring.make_engine(ray)) as engine:
+        assert isinstance(engine, RayEngine)
+        assert (engine.threads(), engine.one_machine) == (3, False)
+
+
+def test_the_cluster_s_token_is_not_shown(settings: Settings) -> None:
+    shown = Settings.load(home=settings.home, ray_token="a secret")  # noqa: S106 - of no cluster
+    assert "a secret" not in f"{shown!r} {shown.model_dump_json()}"

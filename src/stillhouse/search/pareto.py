@@ -219,7 +219,7 @@ def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str
     points = np.array(columns).T
     members = front(points)
     # Few are equal to a member: to sort them all by who comes first would take longer than the front itself.
-    equal = np.flatnonzero(np.isin(points[:, 0], points[members, 0])) if members else []
+    equal: list[int] = np.flatnonzero(np.isin(points[:, 0], points[members, 0])).tolist() if members else []
     first: dict[bytes, Deployment] = {points[index].tobytes(): fitting[index] for index in members}
     for index in equal:
         point, item = points[index].tobytes(), fitting[index]

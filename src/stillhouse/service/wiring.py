@@ -26,11 +26,16 @@ from stillhouse import __version__
 from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import ConflictError, StillhouseError
+from stillhouse.search.ports import ArtifactStore, Engine
+from stillhouse.service.accounts import Accounts
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.db.migrate import upgrade
 from stillhouse.service.engine.local import LocalEngine
+from stillhouse.service.engine.ray import RayEngine, Share
+from stillhouse.service.home import DiskHome
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
+from stillhouse.service.stores import open_store
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -51,9 +56,16 @@ class Platform:
         return ledger
 
     @cached_property
-    def store(self) -> DiskStore:
+    def accounts(self) -> Accounts:
+        """API keys and the audit log; opening them asks no worker for its catalogue."""
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        upgrade(self.settings.database_url)
+        return SqlLedger(self.settings.database_url).accounts
+
+    @cached_property
+    def store(self) -> ArtifactStore:
         """The artifact store."""
-        return DiskStore(self.settings.artifacts)
+        return open_store(self.settings)
 
     @contextmanager
     def controller(self) -> Iterator[Controller]:
@@ -64,11 +76,29 @@ class Platform:
         """
         ledger = self.ledger
         with _only_controller(self.settings.home / "controller.lock"):
-            engine = LocalEngine(self.settings.home, slots=self.settings.slots)
+            engine = make_engine(self.settings)
             try:
-                yield Controller(ledger, engine, lease_s=self.settings.lease_s, max_attempts=self.settings.max_attempts)
+                yield Controller(
+                    ledger,
+                    engine,
+                    lease_s=self.settings.lease_s,
+                    max_attempts=self.settings.max_attempts,
+                    home=DiskHome(self.settings, ledger, DiskStore(self.settings.artifacts)),
+                )
             finally:
                 engine.close()
+
+
+def make_engine(settings: Settings) -> Engine:
+    """The engine that the settings name; close it when done."""
+    if settings.engine == "local":
+        return LocalEngine(settings.home, slots=settings.slots, memory_bytes=settings.stage_memory_bytes)
+    return RayEngine(
+        settings.ray_url,
+        settings.public_url or f"http://127.0.0.1:{settings.port}",
+        share=Share(settings.ray_gpus_per_stage, settings.ray_cpus_per_stage),
+        token=settings.ray_token.get_secret_value() if settings.ray_token else None,
+    )
 
 
 @contextmanager

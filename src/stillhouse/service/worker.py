@@ -8,12 +8,14 @@ this machine's code can do, as JSON.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,13 +33,18 @@ from stillhouse.distill.stage import InputFiles
 from stillhouse.export import stage as export_stage
 from stillhouse.search.domain import Fit, Json, Size, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import DatasetError, LeaseLostError, StillhouseError
+from stillhouse.search.failpoints import passing
 from stillhouse.service.claim import Claim, LocalClaim, Order
 from stillhouse.service.db.ledger import SqlLedger
+from stillhouse.service.home import disk_full
 from stillhouse.service.own_networks import own_networks
 from stillhouse.service.remote import RemoteClaim
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
+from stillhouse.service.stores import open_store
 
+FULL_PAUSE_S = 10.0
+"""Seconds that a stage waits which met a full disk."""
 CALIBRATION, COMPARED = 128, 256
 """Training pictures that int8 is calibrated on, and validation pictures that a lower precision is compared on."""
 
@@ -75,8 +82,9 @@ class Lease:
         self._thread.join(timeout=self.heartbeat_s + 5)
 
     def _beat(self) -> None:
-        renewed = time.monotonic()
-        while not self._stop.wait(self.heartbeat_s):
+        renewed, pause_s = time.monotonic(), 0.0  # the first at once: the attempt was opened with a longer lease
+        while not self._stop.wait(pause_s):
+            pause_s = self.heartbeat_s
             try:
                 held = self.claim.renew(self.progress)
             except Exception as error:  # who keeps the lease may be away for a while; the lease says for how long
@@ -184,7 +192,7 @@ def run_attempt(attempt_id: str, threads: int, home: str) -> None:
     settings = Settings(home=Path(home))
     claim = LocalClaim(
         SqlLedger(settings.database_url),
-        DiskStore(settings.artifacts),
+        open_store(settings),
         attempt_id,
         lease_s=settings.lease_s,
         heartbeat_s=settings.heartbeat_s,
@@ -208,30 +216,49 @@ def run_remote(attempt_id: str, url: str, token: str, settings: Settings) -> Non
 
 def _work(claim: Claim, order: Order, settings: Settings, threads: int) -> None:
     """Does the work of one attempt under its lease, from its files to its commit."""
-    plan, held = order.plan, True
-    lease = Lease(claim, order.lease_s, order.heartbeat_s)
-    work = settings.work / plan.key
-    work.mkdir(parents=True, exist_ok=True)
+    plan = order.plan
+    lease, work = Lease(claim, order.lease_s, order.heartbeat_s), settings.work / plan.key
     started = time.monotonic()
     bound = {"attempt": claim.attempt_id, "stage": plan.key[:12], "kind": str(plan.kind)}
     with structlog.contextvars.bound_contextvars(**bound), lease:
         try:
-            bench = Bench(claim.fetch_source(order), _inputs(order, claim), work, settings.cache, threads, lease)
-            files, metrics = bench.run()
-            lease.report({})
-            result = StageResult({name: claim.put(path) for name, path in files.items()}, metrics)
-            held = claim.commit(result, seconds=time.monotonic() - started)
+            with _only_worker(work):
+                bench = Bench(claim.fetch_source(order), _inputs(order, claim), work, settings.cache, threads, lease)
+                files, metrics = bench.run()
+                lease.report({})
+                result = StageResult({name: claim.put(path) for name, path in files.items()}, metrics)
+                passing("commit.before")
+                held = claim.commit(result, seconds=time.monotonic() - started)
+                passing("commit.after")
         except LeaseLostError:
             log.warning("lease lost; stopping without a result")
             return
-        except StillhouseError as error:
-            claim.fail(str(error), faults=error.faults if isinstance(error, DatasetError) else ())
         except Exception as error:
-            log.exception("unexpected error")
-            claim.fail(f"unexpected {type(error).__name__}: {error} (log: {claim.log})")
-            raise
+            if disk_full(error):
+                log.warning("the disk is full; giving the attempt back", error=str(error))
+                claim.give_back(f"the disk is full ({error}); make room, and it goes on by itself", wait_s=FULL_PAUSE_S)
+                return
+            if not isinstance(error, StillhouseError):
+                log.exception("unexpected error")
+                claim.fail(f"unexpected {type(error).__name__}: {error} (log: {claim.log})")
+                raise
+            held = claim.fail(str(error), faults=error.faults if isinstance(error, DatasetError) else ())
     if held:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _only_worker(work: Path) -> Iterator[None]:
+    """Makes the folder; waits until no other process of this machine works in it; removes what that left unfinished.
+
+    An attempt that lost its lease may live on for a moment. The kernel frees the lock of a process that dies.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for unfinished in work.rglob("*.tmp"):
+            unfinished.unlink(missing_ok=True)
+        yield
 
 
 def _inputs(order: Order, claim: Claim) -> dict[str, InputFiles]:

@@ -1,0 +1,202 @@
+"""What a worker needs that holds no more than its attempt's token: its order, its lease, its files.
+
+Each route is opened by the attempt's own token, and only while the attempt is open. These routes are for workers;
+no other key opens them, and they open nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from stillhouse.search.domain import Json, StageResult
+from stillhouse.search.errors import CorruptArtifactError, NotFoundError, StageError, UserError
+from stillhouse.search.job import AttemptRecord
+from stillhouse.service.api.context import Ctx
+from stillhouse.service.claim import Order, order_of
+from stillhouse.service.problems import documented
+from stillhouse.service.schemas import STRICT
+
+router = APIRouter(tags=["attempts"], prefix="/attempts/{attempt_id}")
+REFUSED = documented(401, 404, 409)
+FILE = {200: {"content": {"application/octet-stream": {}}, "description": "The file."}, **REFUSED}
+_BEARER = {"WWW-Authenticate": "Bearer"}
+_LOST = "attempt {id} is {state}: it no longer holds its stage; stop without a result"
+
+
+class Heartbeat(BaseModel):
+    """How far an attempt is."""
+
+    model_config = STRICT
+
+    progress: dict[str, Json] = Field(default_factory=dict)
+
+
+class Commit(BaseModel):
+    """What an attempt leaves: artifacts by name (sha256), figures, and the seconds that it took."""
+
+    model_config = STRICT
+
+    artifacts: dict[str, str]
+    metrics: dict[str, Json]
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class Failure(BaseModel):
+    """Why an attempt cannot be done, with a line for each fault."""
+
+    model_config = STRICT
+
+    reason: str
+    faults: list[str] = Field(default_factory=list)
+
+
+class GivenBack(BaseModel):
+    """Why an attempt cannot go on now, and how long its stage shall wait."""
+
+    model_config = STRICT
+
+    reason: str
+    wait_s: Annotated[float, Field(ge=0, le=3600)]
+
+
+def holder(attempt_id: str, ctx: Ctx, authorization: Annotated[str | None, Header()] = None) -> AttemptRecord:
+    """The attempt that the token of the request holds.
+
+    Raises:
+        HTTPException: 401 without its token, 409 when it is no longer open.
+        NotFoundError: No such attempt.
+    """
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise HTTPException(401, "send the attempt's token: Authorization: Bearer TOKEN", _BEARER)
+    attempt = ctx.ledger.attempt(attempt_id)
+    if not hmac.compare_digest(token.strip().encode(), attempt.token.encode()):
+        raise HTTPException(401, "this is not the attempt's token", _BEARER)
+    if attempt.state != "open":
+        raise HTTPException(409, _LOST.format(id=attempt.id, state=attempt.state))
+    return attempt
+
+
+Holder = Annotated[AttemptRecord, Depends(holder)]
+
+
+def ordered(attempt: Holder, ctx: Ctx) -> Order:
+    """What the attempt is to do."""
+    settings = ctx.settings
+    return order_of(ctx.ledger, attempt, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s)
+
+
+Ordered = Annotated[Order, Depends(ordered)]
+
+
+@router.get("", responses=REFUSED)
+def get_order(order: Ordered) -> dict[str, Json]:
+    """The attempt's plan, the results that it reads, and the terms of its lease."""
+    return order.to_json()
+
+
+@router.get("/source", response_class=FileResponse, responses={**FILE, **documented(422)})
+def get_source(order: Ordered) -> FileResponse:
+    """The zip that an ingest stage reads."""
+    if order.source is None:
+        raise NotFoundError("this attempt reads no pictures that lie on the server")
+    if not order.source.is_file():
+        raise UserError(
+            "a worker on another machine can read an uploaded zip, but no folder of the server; upload the data set "
+            "as a zip, or ingest it with the local engine"
+        )
+    return FileResponse(order.source, media_type="application/octet-stream")
+
+
+@router.get("/artifacts/{sha256}", response_class=FileResponse, responses={**FILE, **documented(422)})
+def get_artifact(sha256: str, order: Ordered, ctx: Ctx) -> FileResponse:
+    """A file that the attempt's plan names; there are no others."""
+    if sha256 not in order.readable:
+        raise NotFoundError(f"no such artifact among the attempt's inputs: {sha256[:64]!r}")
+    try:
+        return FileResponse(ctx.store.path(sha256), media_type="application/octet-stream")
+    except CorruptArtifactError as error:
+        raise UserError(str(error)) from error
+
+
+@router.put(
+    "/artifacts/{sha256}",
+    status_code=204,
+    dependencies=[Depends(holder)],
+    responses={**REFUSED, **documented(413, 422)},
+)
+async def put_artifact(sha256: str, request: Request, ctx: Ctx) -> Response:
+    """Keeps a file under the sha256 of its bytes, which is checked."""
+    async with _received(request, ctx.settings.uploads) as (path, found):
+        if found != sha256:
+            raise UserError(f"the body must hash to {sha256[:64]!r}, but hashes to {found}; send it again")
+        await run_in_threadpool(ctx.store.put, path)
+    return Response(status_code=204)
+
+
+@router.post("/renew", status_code=204, responses=REFUSED)
+def renew(body: Heartbeat, attempt: Holder, ctx: Ctx) -> Response:
+    """Heartbeat with the latest progress."""
+    held = ctx.ledger.renew(attempt.id, attempt.token, lease_s=ctx.settings.lease_s, progress=body.progress)
+    return _ended(held, attempt)
+
+
+@router.post("/commit", status_code=204, responses={**REFUSED, **documented(422)})
+def commit(body: Commit, attempt: Holder, ctx: Ctx) -> Response:
+    """Ends the stage with a result whose artifacts have been sent."""
+    for name, sha256 in body.artifacts.items():
+        if not ctx.store.has(sha256):
+            raise UserError(f"artifact {name!r} must be sent before it is committed, but {sha256[:64]!r} is not stored")
+    try:
+        result = StageResult(body.artifacts, body.metrics)
+        held = ctx.ledger.commit(attempt.id, attempt.token, result, seconds=body.seconds)
+    except StageError as error:
+        raise UserError(str(error)) from error
+    return _ended(held, attempt)
+
+
+@router.post("/fail", status_code=204, responses=REFUSED)
+def fail(body: Failure, attempt: Holder, ctx: Ctx) -> Response:
+    """Ends the stage for a fault that a retry will not cure."""
+    return _ended(ctx.ledger.fail(attempt.id, attempt.token, body.reason, faults=body.faults), attempt)
+
+
+@router.post("/give-back", status_code=204, responses={**REFUSED, **documented(422)})
+def give_back(body: GivenBack, attempt: Holder, ctx: Ctx) -> Response:
+    """Ends the attempt for what is not its stage's doing (a full disk): it is tried again later, and this is no try."""
+    held = ctx.ledger.lose(attempt.id, max_attempts=None, wait_s=body.wait_s, reason=body.reason)
+    return _ended(held, attempt)
+
+
+def _ended(held: bool, attempt: AttemptRecord) -> Response:
+    if not held:
+        raise HTTPException(409, _LOST.format(id=attempt.id, state="lost"))
+    return Response(status_code=204)
+
+
+@asynccontextmanager
+async def _received(request: Request, folder: Path) -> AsyncIterator[tuple[Path, str]]:
+    """A file with the request's body, and its sha256; removed at the end."""
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    fresh, digest = folder / f"{os.urandom(8).hex()}.tmp", hashlib.sha256()
+    try:
+        with fresh.open("wb") as handle:
+            async for chunk in request.stream():
+                digest.update(chunk)
+                await run_in_threadpool(handle.write, chunk)
+        yield fresh, digest.hexdigest()
+    finally:
+        fresh.unlink(missing_ok=True)

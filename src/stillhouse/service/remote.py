@@ -1,0 +1,210 @@
+"""The claim of a process that has nothing but the API's address and its attempt's token.
+
+It holds no database address and no store's keys. Files that it has read or made stay in a store of its own, so that
+the next attempt on the same machine need not fetch them again. A call that gets no answer is made again for as long
+as a lease lasts: an API that is started anew costs no work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import structlog
+
+from stillhouse.search.domain import Json, StagePlan, StageResult
+from stillhouse.search.errors import CorruptArtifactError, LeaseLostError, NotFoundError, StageError, StillhouseError
+from stillhouse.search.ports import ArtifactStore
+from stillhouse.service.claim import Claim, Order
+from stillhouse.service.digest import file_digest
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+_CHUNK_BYTES = 1 << 20
+_ERRORS: Mapping[int, type[StillhouseError]] = {404: NotFoundError, 409: LeaseLostError, 422: StageError}
+
+log = structlog.get_logger(__name__)
+
+
+class RemoteClaim(Claim):
+    """A ``Claim`` over the API's routes under ``/attempts``. Safe from several threads.
+
+    Args:
+        url: Address of the API, such as ``http://127.0.0.1:8000``.
+        attempt_id: The attempt.
+        token: Its token.
+        store: This machine's own store: what is read and made is kept there.
+        uploads: Folder for the pictures of an ingest stage.
+        patience_s: Seconds that a call is tried for.
+        transport: For tests: answers in place of the network.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        attempt_id: str,
+        token: str,
+        *,
+        store: ArtifactStore,
+        uploads: Path,
+        patience_s: float,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.attempt_id, self.log = attempt_id, "kept by the engine under the attempt's id"
+        self._url, self._store, self._uploads, self._patience_s = url, store, uploads, patience_s
+        self._base = f"/attempts/{attempt_id}"
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(30, connect=5),
+            transport=transport,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    # ------------------------------------------------------------------------------------- claim
+
+    def order(self) -> Order:
+        """What to do."""
+        data = self._call("reading the order", lambda: self._http.get(self._base)).json()
+        order = Order.from_json(data)
+        self._patience_s = order.lease_s
+        return order
+
+    def fetch_source(self, order: Order) -> StagePlan:
+        """The plan, its pictures copied here once: the hash that names them is checked."""
+        if order.source is None:
+            return order.plan
+        digest = order.plan.spec["digest"]
+        kept = self._uploads / f"{digest}.zip"
+        if not (kept.is_file() and file_digest(kept) == digest):
+            with self._fetched("/source", digest) as fresh:
+                fresh.replace(kept)
+        return replace(order.plan, hints={**order.plan.hints, "source": str(kept)})
+
+    def renew(self, progress: Mapping[str, Json]) -> bool:
+        """Heartbeat, tried once: the next one follows soon."""
+        return self._holds(lambda: self._answer(self._post("/renew", {"progress": dict(progress)})))
+
+    def commit(self, result: StageResult, *, seconds: float) -> bool:
+        """Ends the stage with a result."""
+        body = {**result.to_json(), "seconds": seconds}
+        return self._holds(lambda: self._call("committing", lambda: self._post("/commit", body)))
+
+    def fail(self, reason: str, *, faults: Sequence[str] = ()) -> bool:
+        """Ends the stage with a reason."""
+        body = {"reason": reason, "faults": list(faults)}
+        return self._holds(lambda: self._call("telling a failure", lambda: self._post("/fail", body)))
+
+    def give_back(self, reason: str, *, wait_s: float) -> None:
+        """Ends the attempt for what is not its stage's doing."""
+        body = {"reason": reason, "wait_s": wait_s}
+        self._call("giving the attempt back", lambda: self._post("/give-back", body))
+
+    def put(self, path: Path) -> str:
+        """Stores a file here and sends it."""
+        sha256 = self._store.put(path)
+
+        def send() -> httpx.Response:
+            with self._store.path(sha256).open("rb") as content:
+                return self._http.put(f"{self._base}/artifacts/{sha256}", content=content)
+
+        self._call(f"sending {path.name}", send)
+        return sha256
+
+    def path(self, sha256: str) -> Path:
+        """A file of this machine's store, fetched when it is not there or damaged."""
+        try:
+            return self._store.path(sha256)
+        except (NotFoundError, CorruptArtifactError):
+            with self._fetched(f"/artifacts/{sha256}", sha256) as fresh:
+                self._store.put(fresh)
+            return self._store.path(sha256)
+
+    # -------------------------------------------------------------------------------------- HTTP
+
+    def _post(self, path: str, body: Mapping[str, Json]) -> httpx.Response:
+        # Figures that are not finite are sent as they are: the ledger's own message refuses them, here as there.
+        content = json.dumps(body).encode()
+        return self._http.post(self._base + path, content=content, headers={"Content-Type": "application/json"})
+
+    @contextmanager
+    def _fetched(self, path: str, sha256: str) -> Iterator[Path]:
+        """A file with the body of an answer, which must have this hash; removed at the end unless it was moved."""
+        self._uploads.mkdir(parents=True, exist_ok=True)
+        fresh = self._uploads / f"{os.urandom(8).hex()}.tmp"
+
+        def fetch() -> httpx.Response:
+            with self._http.stream("GET", self._base + path) as answer, fresh.open("wb") as target:
+                if not answer.is_success:
+                    answer.read()
+                    return answer
+                for chunk in answer.iter_bytes(_CHUNK_BYTES):
+                    target.write(chunk)
+            found = file_digest(fresh)
+            if found != sha256:
+                raise httpx.RemoteProtocolError(f"what came must hash to {sha256}, but hashes to {found}")
+            return answer
+
+        try:
+            self._call(f"fetching {path}", fetch)
+            yield fresh
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    def _call(self, what: str, ask: Callable[[], httpx.Response]) -> httpx.Response:
+        """Asks until there is an answer that another try would not change.
+
+        Raises:
+            LeaseLostError: None came for as long as a lease lasts.
+        """
+        until, pause_s = time.monotonic() + self._patience_s, FIRST_PAUSE_S
+        while True:
+            try:
+                answer = ask()
+                if answer.status_code < 500 and answer.status_code != 429:  # 429: asked too often
+                    return self._answer(answer)
+                why = f"{answer.status_code} {_detail(answer)}"
+            except httpx.TransportError as error:
+                why = repr(error)
+            if time.monotonic() + pause_s > until:
+                raise LeaseLostError(f"{what}: {self._url} gave no answer for {self._patience_s:g} s: {why}")
+            log.warning("the API does not answer; trying again", doing=what, why=why, pause_s=pause_s)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    @staticmethod
+    def _answer(answer: httpx.Response) -> httpx.Response:
+        if answer.is_success:
+            return answer
+        raise _ERRORS.get(answer.status_code, StillhouseError)(_detail(answer))
+
+    @staticmethod
+    def _holds(ask: Callable[[], object]) -> bool:
+        try:
+            ask()
+        except LeaseLostError as error:
+            log.warning("the lease is no longer held", why=str(error))
+            return False
+        return True
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        data: Any = answer.json()
+        return str(data["detail"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:500] or f"status {answer.status_code}"
