@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from stillhouse.search.errors import StageError
+from stillhouse.search.failpoints import passing
 
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{64})\.pt")
@@ -30,15 +31,17 @@ def save_checkpoint(folder: Path, epoch: int, state: Mapping[str, Any]) -> Path:
     torch.save(dict(state), buffer)
     data = buffer.getvalue()
     path = folder / f"checkpoint-{epoch:06d}-{hashlib.sha256(data).hexdigest()}.pt"
-    fresh = path.with_suffix(".tmp")
+    fresh = path.with_suffix(f".{os.getpid()}.tmp")
     with fresh.open("wb") as handle:
         handle.write(data)
         handle.flush()
         os.fsync(handle.fileno())
+    passing("rename.before")
     fresh.replace(path)
     sync_folder(folder)
+    passing("rename.after")
     for old in _found(folder)[KEPT:]:
-        old.unlink()
+        old.unlink(missing_ok=True)
     return path
 
 

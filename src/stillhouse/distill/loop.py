@@ -32,6 +32,7 @@ from stillhouse.distill.task import Task
 from stillhouse.distill.zoo import Network
 from stillhouse.search.domain import Accuracy, Json, Size
 from stillhouse.search.errors import StageError
+from stillhouse.search.failpoints import passing
 
 GRADIENT_NORM = 5.0
 WARM_UP = 0.25
@@ -110,6 +111,7 @@ def train(method: Method, pictures: Pictures, recipe: Recipe, *, work: Path, rep
     progress = Progress(report, recipe.epochs, len(pictures.labels))
     start = trainer.resume(work, progress)
     for epoch in range(start, recipe.last):
+        passing("epoch.before")
         began = time.monotonic()
         losses = _epoch(trainer, feed, epoch, progress)
         score = evaluate(trainer.result, method.task, pictures.val, pictures.val_labels, batch=4 * recipe.batch)

@@ -27,6 +27,7 @@ from torch import Tensor
 from stillhouse.distill.data.reader import Reader, ahead
 from stillhouse.distill.knowledge import Knowledge, Outline, observe, outline
 from stillhouse.distill.progress import Pace, Report
+from stillhouse.distill.reserve import reserve
 from stillhouse.distill.zoo import Network
 from stillhouse.search.domain import Json
 
@@ -98,6 +99,8 @@ def write_targets(
         )
         for name in wanted
     }
+    for path in paths.values():
+        reserve(path)
     pace = Pace(report, count * total, finished * total)
     parts = [np.arange(start, min(start + BATCH, total)) for start in range(0, total, BATCH)]
     for view in range(finished, count):

@@ -137,7 +137,7 @@ def load_checkpoint(network: Network, path: Path) -> None:
     A file that Stillhouse itself saved does as well. A ViT's embeddings are resampled from a square grid.
 
     Raises:
-        StageError: Not safetensors, or tensors missing, unknown or of another shape.
+        StageError: Not safetensors, numbers not finite or of odd types, tensors missing, unknown or of another shape.
     """
     try:
         given = load_file(path)
@@ -145,9 +145,21 @@ def load_checkpoint(network: Network, path: Path) -> None:
         raise StageError(
             f"checkpoint {path.name} must be a safetensors file of timm weights, but cannot be read: {error}"
         ) from error
+    odd = [name for name, value in given.items() if not _is_plain(value)]
+    if odd:
+        raise StageError(
+            f"checkpoint {path.name} must hold finite numbers of 16, 32 or 64 bits, but {len(odd)} tensors do not "
+            f"({', '.join(odd[:4])}); give weights of a training that did not diverge, saved unquantised"
+        )
     if given and all(name.startswith("backbone.") for name in given):
         given = {name.removeprefix("backbone."): value for name, value in given.items()}
     transfer(Weights(given, origin=f"checkpoint {path.name}"), network.backbone)
+
+
+def _is_plain(value: Tensor) -> bool:
+    if value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return bool(value.isfinite().all())
+    return value.dtype in (torch.int16, torch.int32, torch.int64)
 
 
 # ----------------------------------------------------------------------------------------- transfer

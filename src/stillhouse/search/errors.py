@@ -10,8 +10,10 @@
     |   +-- UnknownNameError a name that no registry or catalogue holds
     |   +-- NotFoundError    no such job, model or data set
     |   +-- ConflictError    an Idempotency-Key used again with another body, a state that forbids
+    |   +-- QuotaError       a key has used up what it may have
     +-- StageError           a stage failed for a reason that a retry will not cure
     |   +-- ParityError      the ONNX file and the torch network disagree
+    +-- AwayError            the database does not answer now; the same call may do later
     +-- LeaseLostError       this attempt no longer holds its stage; it must stop without committing
     +-- CorruptArtifactError bytes read do not match the hash they are stored under
 
@@ -22,6 +24,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+
+MOST_FAULTS = 10_000
+"""A data set may have millions; whoever reads them has mended the cause long before, and a row must hold them."""
 
 
 class StillhouseError(Exception):
@@ -50,7 +55,9 @@ class DatasetError(UserError):
 
     def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.faults = tuple(faults)
+        self.faults = tuple(faults[:MOST_FAULTS])
+        if len(faults) > MOST_FAULTS:
+            self.faults += (f"and {len(faults) - MOST_FAULTS:,} more",)
 
 
 class UnknownNameError(UserError):
@@ -73,12 +80,29 @@ class ConflictError(UserError):
     """The request contradicts what is already stored."""
 
 
+class QuotaError(UserError):
+    """A key has used up what it may have.
+
+    Args:
+        message: What it may have, what it has, what to do.
+        passes: It frees itself in time, so that the same request can be sent again later.
+    """
+
+    def __init__(self, message: str, *, passes: bool = False) -> None:
+        super().__init__(message)
+        self.passes = passes
+
+
 class StageError(StillhouseError):
     """A stage failed for a reason that a retry will not cure."""
 
 
 class ParityError(StageError):
     """The ONNX file and the torch network disagree beyond the tolerance of the precision."""
+
+
+class AwayError(StillhouseError):
+    """The database does not answer now; the same call may do later."""
 
 
 class LeaseLostError(StillhouseError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -66,7 +66,12 @@ class _Form:
         name = options.get(b"name", b"").decode("utf-8", "replace")
         self._part = None
         if b"filename" not in options:
+            if name == "file":
+                raise DatasetError(
+                    "the part 'file' must have a filename, but has none; send it as a file, not as a text"
+                )
             self._part = self.fields.setdefault(name, bytearray())
+            self._check_fields()
         elif name != "file" or self.file_name is not None:
             raise DatasetError(f"the form must have one file, in the part 'file', but has another in {name!r}")
         else:
@@ -77,22 +82,30 @@ class _Form:
             self.pending.append(data[start:end])
             return
         self._part += data[start:end]
-        if sum(map(len, self.fields.values())) > MOST_FIELD_BYTES:
-            raise DatasetError(f"the form's fields beside the file may have at most {MOST_FIELD_BYTES} bytes in all")
+        self._check_fields()
 
     def on_end(self) -> None:
         self.ended = True
 
+    def _check_fields(self) -> None:
+        if sum(len(name) + len(value) for name, value in self.fields.items()) > MOST_FIELD_BYTES:
+            raise DatasetError(f"the form's fields beside the file may have at most {MOST_FIELD_BYTES} bytes in all")
 
-async def receive_zip(request: Request, folder: Path) -> Upload:
+
+async def receive_zip(request: Request, folder: Path, check: Callable[[int], None]) -> Upload:
     """Keeps the form's zip as ``<sha256>.zip`` in a folder; nothing is left behind when it fails.
+
+    Args:
+        request: With the form.
+        folder: Made when it is missing.
+        check: Is told how many bytes have come, before they are kept; what it raises ends the upload.
 
     Raises:
         DatasetError: The form is malformed or cut short, or its part ``file`` is missing or no zip.
         ClientDisconnect: The sender went away.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    form, digest, fresh = _Form(), hashlib.sha256(), folder / f"{os.urandom(8).hex()}.tmp"
+    form, digest, size, fresh = _Form(), hashlib.sha256(), 0, folder / f"{os.urandom(8).hex()}.tmp"
     try:
         parser = _parser(request.headers["content-type"], form)
         with fresh.open("wb") as handle:
@@ -101,6 +114,8 @@ async def receive_zip(request: Request, folder: Path) -> Upload:
                 if form.pending:
                     data = b"".join(form.pending)
                     form.pending.clear()
+                    size += len(data)
+                    check(size)
                     digest.update(data)
                     await run_in_threadpool(handle.write, data)
             await run_in_threadpool(_sync, handle)

@@ -28,7 +28,6 @@ _UNPACK_ERRORS = (
     EOFError,
     OSError,
     NotImplementedError,
-    OverflowError,
     RuntimeError,
     ValueError,
 )

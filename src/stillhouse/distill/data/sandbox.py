@@ -214,9 +214,8 @@ class _Child:
                 cwd="/",
             )
         if self._stream.readline(len(_READY)) != _READY:
-            raise StillhouseError(
-                f"the process that decodes pictures must start, but ended ({self.end(patience_s=1.0)}); the log says why"
-            )
+            how = self.end(patience_s=1.0)
+            raise StillhouseError(f"the process that decodes pictures must start, but ended ({how}); the log says why")
 
 
 def _checked(line: bytes) -> Decoded | str:

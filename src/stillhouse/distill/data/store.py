@@ -23,6 +23,7 @@ from PIL import Image
 from stillhouse.distill.data.codecs import as_image, encode, fit_picture, in_colour, open_picture
 from stillhouse.distill.data.ingest import MANIFEST_VERSION
 from stillhouse.distill.data.splits import SPLITS
+from stillhouse.distill.reserve import reserve
 from stillhouse.search.domain import CHANNELS, Fit, Json, Size
 from stillhouse.search.errors import CorruptArtifactError, DatasetError
 
@@ -85,6 +86,16 @@ class PictureStore:
 
         return self._built(f"{split}-{size}-{fit}", split, size, colour, fitted)[:count]
 
+    def sample(
+        self, split: str, size: Size, fit: Fit, count: int, *, classes: int | None = None, colour: str = "rgb"
+    ) -> NDArray[np.uint8]:
+        """Up to ``count`` of the pictures (N, H, W, C) of ``array``, spread over the classes, made by themselves."""
+        rows = self._take(split, classes)
+        chosen = [rows[int(index)] for index in np.linspace(0, len(rows) - 1, min(count, len(rows)))]
+        pictures = [np.asarray(in_colour(fit_picture(self._original(row), size, fit), colour)) for row in chosen]
+        found: NDArray[np.uint8] = np.array(pictures, dtype=np.uint8)
+        return found.reshape(len(chosen), size.height, size.width, CHANNELS[colour])
+
     def coded(
         self,
         split: str,
@@ -136,6 +147,7 @@ class PictureStore:
     def _build(self, path: Path, shape: tuple[int, int, int, int], picture: Callable[[int], Image.Image]) -> None:
         draft = path.with_suffix(".tmp")
         array: NDArray[np.uint8] = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
+        reserve(draft)
 
         def fill(index: int) -> None:
             array[index] = np.asarray(picture(index)).reshape(shape[1:])
