@@ -41,7 +41,8 @@ CURVE = [
 
 
 def space(budget):
-    return Space(catalogue(), {"classes": ["a", "b"], "curve": CURVE}, JobSpec("d", budget, qualities=(), precisions=("fp32",)))
+    spec = JobSpec("d", budget, qualities=(), precisions=("fp32",))
+    return Space(catalogue(), {"classes": ["a", "b"], "curve": CURVE}, spec)
 
 
 def limit(low, high):

@@ -219,7 +219,8 @@ def test_earlier_trials_are_no_part_of_the_front_and_not_tried():
     for number in range(len(found._space.feasible)):
         move = choose(found, trials)
         if number == 0:
-            assert move.candidate == max(found._space.feasible, key=found._space.promise), "as if nothing had been tried"
+            best = max(found._space.feasible, key=found._space.promise)
+            assert move.candidate == best, "as if nothing had been tried"
         cost = found._space.cost(move.candidate)
         trials.append(TrialRecord("j", number, move.candidate, "done", cost, accuracy=0.9, epochs=9))
     assert {trial.candidate for trial in trials} == set(found._space.feasible)

@@ -1,11 +1,11 @@
 """An exported file at a lower precision: int8 by calibration on pictures, fp16 by conversion.
 
 Input and output stay what they are (uint8 pictures, float32 logits), so that one file takes the place of another.
-In int8 the layers that hold weights (convolutions, linear layers) compute with uint8 activations and int8 weights, one
-scale a channel. A clipping activation (ReLU, ReLU6) is quantised with the layer before it, so that the range of 8 bits is
-that of what is left after the clip (without it EfficientNet-lite lost 15 points on birds, with it 2). What lies between
-stays float: the preprocessing, normalisations, other activation functions, and the products of attention, whose ranges
-a few pictures do not tell (quantised, they cost EfficientViT its answers).
+In int8 the layers that hold weights (convolutions, linear layers) compute with uint8 activations and int8 weights,
+one scale a channel. A clipping activation (ReLU, ReLU6) is quantised with the layer before it, so that the range of
+8 bits is that of what is left after the clip (without it EfficientNet-lite lost 15 points on birds, with it 4).
+What lies between stays float: the preprocessing, normalisations, other activation functions, and the products of
+attention, whose ranges a few pictures do not tell (quantised, they cost EfficientViT its answers).
 """
 
 from __future__ import annotations
