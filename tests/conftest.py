@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,17 +13,14 @@ from typing import Any
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from sqlalchemy import create_engine, make_url, text
 
+from postgres import PostgresServer, administer
 from stillhouse.search.ports import Ledger
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.db.memory import MemoryLedger
 from stillhouse.service.db.migrate import upgrade
 
-ACCOUNTS = ("postgres", "nobody")
-
-
-pytest_plugins = ["served"]
+pytest_plugins = ["faulty", "served", "cluster", "bucket"]
 
 
 @pytest.fixture
@@ -80,107 +73,21 @@ def race() -> Race:
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """The URL of a PostgreSQL server of our own, stopped at the end of the session."""
-    binaries = _postgres_binaries()
-    folder = Path(tempfile.mkdtemp(prefix="stillhouse-postgres-"))
-    account = _server_account(folder)
-    data = folder / "data"
-    _run([str(binaries / "initdb"), "-D", str(data), "-U", "stillhouse", *INITDB], account)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = {
-        "port": port,
-        "listen_addresses": "127.0.0.1",
-        "unix_socket_directories": "",
-        "fsync": "off",
-        "synchronous_commit": "off",
-        "full_page_writes": "off",
-    }
-    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [str(binaries / "postgres"), "-D", str(data), *options], stdout=log, stderr=log, cwd=folder, **account
-        )
+    server = PostgresServer(synchronous_commit="off")
     try:
-        url = f"postgresql://stillhouse@127.0.0.1:{port}/postgres"
-        _await_postgres(url, server, folder / "log")
-        yield url
+        server.start()
+        yield server.url
     finally:
-        server.terminate()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        shutil.rmtree(folder)
+        server.close()
 
 
 @pytest.fixture
 def postgres_database_url(postgres_url: str) -> Iterator[str]:
     """The URL of an empty PostgreSQL database for one test."""
     name = f"test_{os.urandom(6).hex()}"
-    _administer(postgres_url, f"CREATE DATABASE {name}")
+    administer(postgres_url, f"CREATE DATABASE {name}")
     yield postgres_url.rsplit("/", 1)[0] + f"/{name}"
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-INITDB = ("--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
-
-
-def _administer(url: str, statement: str) -> None:
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(statement))
-    engine.dispose()
-
-
-def _postgres_binaries() -> Path:
-    """The newest server's folder; without one, CI fails and a developer's run skips."""
-    candidates = sorted(
-        Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]), reverse=True
-    )
-    on_path = shutil.which("postgres")
-    if on_path is not None:
-        candidates.append(Path(on_path))
-    for program in candidates:
-        if (program.parent / "initdb").exists():
-            return program.parent
-    missing = "no PostgreSQL server binaries (initdb, postgres) found; on Debian: apt-get install postgresql"
-    if os.environ.get("CI"):
-        pytest.fail(missing)
-    pytest.skip(missing)
-
-
-def _server_account(folder: Path) -> dict[str, object]:
-    """What makes subprocess run as an ordinary user: PostgreSQL refuses to run as root."""
-    if os.geteuid() != 0:
-        return {}
-    import pwd
-
-    known = {entry.pw_name: entry for entry in pwd.getpwall()}
-    entry = next(known[name] for name in ACCOUNTS if name in known)
-    os.chown(folder, entry.pw_uid, entry.pw_gid)
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-
-
-def _run(command: list[str], account: dict[str, object]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **account)
-    assert done.returncode == 0, done.stderr
-
-
-def _await_postgres(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
-    port = make_url(url).port
-    while True:
-        assert server.poll() is None, log.read_text()
-        try:
-            _administer(url, "SELECT 1")
-        except Exception as error:
-            if time.monotonic() > deadline:
-                raise AssertionError(f"PostgreSQL did not answer on port {port}: {log.read_text()}") from error
-            time.sleep(0.1)
-        else:
-            return
+    administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

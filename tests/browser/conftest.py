@@ -75,7 +75,8 @@ def filled(root: Path) -> tuple[MemoryLedger, DiskStore, str, str]:
             f"mdl_{number}", done, number, candidate, cost, "fp32", Accuracy(right, 100), sha, {"fit": "squash"}
         )
         ledger.add_deployment(deployment)
-        ledger.move_trial(done, number, expect="costing", to="done", cost=cost, accuracy=right / 100)
+        ledger.move_trial(done, number, expect="costing", to="training")
+        ledger.move_trial(done, number, expect="training", to="done", cost=cost, accuracy=right / 100)
     for number in (0, 1, 3, 5):
         ledger.set_test(f"mdl_{number}", Accuracy((60, 75, 0, 85, 0, 92)[number] * 2 - 3, 200), {})
     for state in (("queued", "running"), ("running", "done")):

@@ -15,11 +15,12 @@ from stillhouse.search.job import JobSpec
 from stillhouse.search.plan import ingest_plan
 from stillhouse.service.app import create_app
 from stillhouse.service.db.memory import MemoryLedger
-from stillhouse.service.schemas import JobRequest, Search
+from stillhouse.service.described import CHOICES, ITEMS
+from stillhouse.service.schemas import JobRequest, Limits, Search
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
-from stillhouse.service.web.pages import CHOICES, known_of_forms
 
+OTHER_WORDS = {"max_flops", "max_kbit_per_s", "frames_per_s", "device"}
 KNOBS = [{"name": "beta", "type": "number", "default": 5.0, "low": 0.0, "high": 9.0, "help": "weight of the hint"}]
 METHODS = CATALOGUE["methods"] | {"hints": {"teacher": True, "assistant": False, "knobs": KNOBS}}
 
@@ -189,7 +190,7 @@ def test_the_same_filling_is_one_job_and_another_is_another(page: Page, ready: W
 def test_every_field_of_the_search_is_there(page: Page) -> None:
     ids = {element.get_attribute("id") for element in page.all("[id^=field-]")}
     assert {f"field-{name}" for name in Search.model_fields} <= ids
-    assert {f"field-{name}" for name in known_of_forms()["limits"]} <= ids
+    assert {f"field-{name}" for name in set(Limits.model_fields) - OTHER_WORDS} <= ids
     unlabelled = page.browser.execute_script(
         "return [...document.querySelectorAll('#new-job input, #new-job select')]"
         ".filter((control) => control.labels.length === 0 || !control.labels[0].textContent.trim())"
@@ -200,11 +201,15 @@ def test_every_field_of_the_search_is_there(page: Page) -> None:
     assert [option.text for option in options] == sorted(METHODS)
 
 
-@pytest.mark.parametrize("name", sorted(CHOICES))
+@pytest.mark.parametrize("name", sorted({*CHOICES, *ITEMS}))
 def test_what_may_be_chosen_is_taken(name: str) -> None:
-    assert name in Search.model_fields
-    for value in CHOICES[name]:
-        JobSpec("ds", **{name: [value] if name == "objectives" else value})
+    schema = Search.model_json_schema()["properties"][name]
+    for value in CHOICES.get(name, ()):
+        assert value in schema["enum"]
+        JobSpec("ds", **{name: value})
+    for value in ITEMS.get(name, ()):
+        assert value in schema["items"]["enum"]
+        JobSpec("ds", **{name: ["fp32", value] if name == "precisions" else [value]})
 
 
 def test_the_knobs_are_those_of_the_method(page: Page, ready: Works) -> None:

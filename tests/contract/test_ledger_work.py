@@ -135,6 +135,45 @@ def test_lost_attempts_are_counted(ledger: Ledger) -> None:
     assert not ledger.reopen_stage(plan("unknown"))
 
 
+def test_a_stage_waits_before_it_is_tried_again(ledger: Ledger) -> None:
+    key = ledger.ensure_stage(plan()).key
+    first = ledger.open_attempt(key, lease_s=5, threads=1)
+    assert first is not None
+    assert ledger.lose(first.id, max_attempts=3, wait_s=0.4, reason="its process ended")
+    stage = ledger.stages([key])[key]
+    assert (stage.state, stage.reason) == ("pending", "its process ended")
+    assert stage.not_before == pytest.approx(time.time() + 0.4, abs=0.3)
+    assert ledger.open_attempt(key, lease_s=5, threads=1) is None
+    time.sleep(0.45)
+    second = ledger.open_attempt(key, lease_s=5, threads=1)
+    assert second is not None
+    stage = ledger.stages([key])[key]
+    assert (stage.state, stage.reason, stage.not_before) == ("running", None, None)
+    assert ledger.lose(second.id, max_attempts=2, wait_s=60)
+    stage = ledger.stages([key])[key]
+    assert (stage.state, stage.not_before) == ("failed", None)
+    assert ledger.reopen_stage(plan())
+    assert ledger.open_attempt(key, lease_s=5, threads=1) is not None
+
+
+def test_attempts_at_a_stage_are_told_oldest_first(ledger: Ledger) -> None:
+    key = ledger.ensure_stage(plan()).key
+    ledger.open_attempt(ledger.ensure_stage(plan("other")).key, lease_s=5, threads=1)
+    assert ledger.attempts(key) == []
+    for _ in range(2):
+        attempt = ledger.open_attempt(key, lease_s=5, threads=1)
+        assert attempt is not None
+        assert ledger.lose(attempt.id, max_attempts=None)
+        time.sleep(0.002)  # the order is by the clock
+    last = ledger.open_attempt(key, lease_s=5, threads=1)
+    assert last is not None
+    found = ledger.attempts(key)
+    assert [one.state for one in found] == ["lost", "lost", "open"]
+    assert found[-1] == last
+    assert all(one.opened_at <= (one.ended_at or time.time()) <= time.time() for one in found)
+    assert last.ended_at is None
+
+
 def test_seconds_of_workers_are_those_of_the_stages_asked_for(ledger: Ledger) -> None:
     began = time.time()
     keys = [ledger.ensure_stage(plan(str(i))).key for i in range(3)]

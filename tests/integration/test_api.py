@@ -251,7 +251,8 @@ def test_health_says_when_the_database_is_gone(served: Served, monkeypatch: pyte
     def gone(*_: str) -> None:
         raise OSError("secret://user:password@host")
 
-    monkeypatch.setattr(served.ledger, "jobs", gone)
+    for name in ("jobs", "jobs_mark"):
+        monkeypatch.setattr(served.ledger, name, gone)
     assert "database" in problem(served.http.get("/health"), 503)
     answer = served.http.get("/jobs")
     assert "password" not in problem(answer, 500)

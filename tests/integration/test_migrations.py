@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import sqlite3
 import threading
@@ -16,6 +17,7 @@ from sqlalchemy import inspect, text
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Size, StageKind, StagePlan
 from stillhouse.search.errors import UserError
 from stillhouse.search.job import JobSpec
+from stillhouse.search.owner import Owner
 from stillhouse.service.db import migrate
 from stillhouse.service.db.connect import WRITE, connect
 from stillhouse.service.db.ledger import SqlLedger
@@ -79,6 +81,32 @@ def test_up_down_and_up_again_with_data(url: str) -> None:
     migrate.upgrade(url)
     assert tables(url) == TABLES | {"alembic_version"}
     fill(url)
+
+
+def test_stages_of_an_older_version_are_kept_and_may_be_tried_at_once(url: str) -> None:
+    migrate.upgrade(url, "0002")
+    plan = StagePlan(StageKind.INGEST, {})
+    engine = connect(url)
+    with engine.execution_options(**WRITE).begin() as connection:
+        row = {"key": plan.key, "plan": json.dumps(plan.to_json())}
+        columns = "key, kind, plan, state, attempts, faults, created_at"
+        connection.execute(
+            text(f"INSERT INTO stages ({columns}) VALUES (:key, 'ingest', :plan, 'pending', 1, '[]', 0)"),  # noqa: S608
+            row,
+        )
+    engine.dispose()
+    migrate.upgrade(url)
+    ledger = SqlLedger(url)
+    stage = ledger.stages([plan.key])[plan.key]
+    assert (stage.plan, stage.attempts, stage.not_before) == (plan, 1, None)
+    attempt = ledger.open_attempt(plan.key, lease_s=5, threads=1)
+    assert attempt is not None
+    assert ledger.lose(attempt.id, max_attempts=3, wait_s=60)
+    ledger.close()
+    migrate.downgrade(url, "0002")
+    migrate.upgrade(url)
+    assert ledger.stages([plan.key])[plan.key].not_before is None
+    ledger.close()
 
 
 def test_the_database_itself_forbids_two_open_attempts(url: str) -> None:
@@ -146,3 +174,21 @@ def test_sqlite_is_set_up_for_several_processes(sqlite_url: str, tmp_path: Path)
         assert ours.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         assert ours.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10_000
     engine.dispose()
+
+
+def test_what_was_there_before_tenants_belongs_to_the_default_one(url: str) -> None:
+    migrate.upgrade(url)
+    fill(url)
+    migrate.downgrade(url, "0003")
+    assert {"keys", "audit"}.isdisjoint(tables(url))
+    migrate.upgrade(url)
+    ledger = SqlLedger(url)
+    (job,), (dataset,) = ledger.jobs(tenant="default"), ledger.datasets(tenant="default")
+    assert ledger.deployment("mdl_1").job_id == job.id
+    assert (len(ledger.trials(job.id)), len(ledger.events(job.id)), ledger.dataset_bytes("key_1")) == (1, 1, 0)
+    assert ledger.add_dataset("again", StagePlan(StageKind.INGEST, {})).id == dataset.id
+    ledger.add_dataset("birds", StagePlan(StageKind.INGEST, {}), owner=Owner("other"))
+    with pytest.raises(UserError, match="default, other would see one another's data"):
+        migrate.downgrade(url, "0003")
+    assert len(ledger.datasets()) == 2, "nothing is lost by the attempt"
+    ledger.close()

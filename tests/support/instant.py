@@ -67,6 +67,7 @@ class InstantEngine:
         self.ledger, self.work, self.done = ledger, work, list[StagePlan]()
         self.cancelled: list[str] = []
         self.alive: set[str] = set()
+        self.faults: dict[str, str] = {}
         self.slots = 1
         self.one_machine = True
         self.keeps_running = False
@@ -92,6 +93,9 @@ class InstantEngine:
 
     def running(self, attempt_id: str) -> bool:
         return attempt_id in self.alive
+
+    def fault(self, attempt_id: str) -> str | None:
+        return self.faults.pop(attempt_id, None)
 
     def cancel(self, attempt_id: str) -> None:
         self.cancelled.append(attempt_id)

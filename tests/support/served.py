@@ -1,11 +1,15 @@
 """The API over a real ledger, with helpers that do the controller's part."""
 
+import zipfile
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Size
 from stillhouse.service.app import create_app
@@ -116,3 +120,16 @@ def problem(answer: Any, status: int) -> str:
     assert {"type", "title", "status", "detail", "instance"} <= set(body)
     assert body["status"] == status
     return str(body["detail"])
+
+
+def pictures() -> bytes:
+    """A small ImageFolder zip of two classes."""
+    buffer, rng = BytesIO(), np.random.default_rng(0)
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for split, count in (("train", 4), ("val", 2), ("test", 2)):
+            for name in ("a", "b"):
+                for number in range(count):
+                    file = BytesIO()
+                    Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(file, "png")
+                    archive.writestr(f"{split}/{name}/{number}.png", file.getvalue())
+    return buffer.getvalue()

@@ -113,7 +113,8 @@ def test_retry_runs_only_what_failed() -> None:
     assert retry(ledger, ledger.job(job.id)).state == "done", "a finished job is left alone"
 
 
-def test_a_stage_whose_process_keeps_dying_fails_after_its_tries() -> None:
+def test_a_stage_whose_process_keeps_dying_fails_after_its_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillhouse.search.controller.FIRST_PAUSE_S", 0.0)
     ledger, job, _, controller = setup(lambda plan: None if plan.kind is StageKind.TEACHER else honest(plan))
     assert drive(controller, ledger, job.id) == "failed"
     assert "teacher" in (ledger.job(job.id).reason or "")

@@ -6,117 +6,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
 
 import pytest
-import yaml
-from compose_spec import PyCompose
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from typer.testing import CliRunner
 
 from stillhouse import __version__
 from stillhouse.service.cli import app
-from stillhouse.service.db.connect import database_url
-from stillhouse.service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-
-
-class Strict(BaseModel):
-    """A mapping of the compose specification that takes the keys named here and no others."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-Duration = Annotated[str, StringConstraints(pattern=r"^(\d+(us|ms|s|m|h))+$")]
-
-
-class Dependency(Strict):
-    condition: Literal["service_started", "service_healthy", "service_completed_successfully"]
-
-
-class Healthcheck(Strict):
-    test: Annotated[list[str], Field(min_length=2)]
-    interval: Duration
-    timeout: Duration
-    retries: Annotated[int, Field(ge=1)]
-
-
-class Service(Strict):
-    image: str
-    build: str | None = None
-    command: list[str] | None = None
-    restart: Literal["no", "always", "on-failure", "unless-stopped"]
-    init: bool = False
-    stop_grace_period: Duration | None = None
-    cap_drop: list[str] = []
-    security_opt: list[str] = []
-    environment: dict[str, str]
-    ports: list[Annotated[str, StringConstraints(pattern=r"^127\.0\.0\.1:\d+:\d+$")]] = []
-    volumes: list[Annotated[str, StringConstraints(pattern=r"^[a-z]+:/[\w/]+$")]]
-    depends_on: dict[str, Dependency] = {}
-    healthcheck: Healthcheck | None = None
-
-
-class Compose(Strict):
-    """The part of the compose specification that our file uses; any other key is refused, so a typo is found."""
-
-    name: str
-    services: dict[str, Service]
-    volumes: dict[str, None]
-
-
-@pytest.fixture(scope="module")
-def compose() -> Compose:
-    data = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    return Compose.model_validate({key: value for key, value in data.items() if not key.startswith("x-")})
-
-
-def test_compose_names_only_what_it_defines(compose: Compose) -> None:
-    assert set(compose.services) == {"db", "api", "controller"}
-    used = set()
-    for service in compose.services.values():
-        for other, dependency in service.depends_on.items():
-            assert dependency.condition != "service_healthy" or compose.services[other].healthcheck is not None
-        used |= {volume.partition(":")[0] for volume in service.volumes}
-    assert used == set(compose.volumes)
-    api, controller = compose.services["api"], compose.services["controller"]
-    assert api.volumes == controller.volumes, "they share the home folder"
-    assert api.environment == controller.environment, "they share the settings"
-
-
-def test_compose_sets_settings_that_exist(compose: Compose) -> None:
-    known = {f"STILLHOUSE_{name.upper()}": name for name in Settings.model_fields}
-    for name in ("api", "controller"):
-        environment = compose.services[name].environment
-        ours = {variable: value for variable, value in environment.items() if variable.startswith("STILLHOUSE_")}
-        settings = Settings.load(**{known[variable]: value for variable, value in ours.items()})
-        url = database_url(settings.database_url)
-        assert (url.host, url.username) == ("db", compose.services["db"].environment["POSTGRES_USER"])
-        assert url.database == compose.services["db"].environment["POSTGRES_DB"]
-        assert compose.services[name].volumes[0].partition(":")[2] == str(settings.home)
-
-
-def test_compose_asks_for_the_password_and_publishes_the_port_that_is_served(compose: Compose) -> None:
-    for name, service in compose.services.items():
-        variable = "POSTGRES_PASSWORD" if name == "db" else "PGPASSWORD"
-        assert re.fullmatch(r"\$\{POSTGRES_PASSWORD:\?[^}]+\}", service.environment[variable]), "no default"
-    api = compose.services["api"]
-    port = Settings.model_fields["port"].default
-    assert api.ports == [f"127.0.0.1:{port}:{port}"]
-    assert api.healthcheck is not None
-    assert f"http://127.0.0.1:{port}/health" in " ".join(api.healthcheck.test)
-
-
-def test_compose_and_image_call_commands_that_exist(compose: Compose) -> None:
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
-    called = {service.command[0] for service in compose.services.values() if service.command}
-    dockerfile = (ROOT / "Dockerfile").read_text()
-    called |= set(re.findall(r'CMD \["(\w+)"\]', dockerfile))
-    assert called
-    assert called <= known
-    assert re.search(r"^USER stillhouse$", dockerfile, re.MULTILINE), "the container does not run as root"
 
 
 def test_every_make_target_is_described() -> None:
@@ -197,11 +95,3 @@ def test_files_and_functions_stay_short(path: Path) -> None:
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             limit = allowed.get(node.name, 60) if path.name == "cli.py" else 60
             assert length <= limit, f"{node.name} has {length} lines"
-
-
-def test_a_parser_of_compose_files_accepts_ours_and_refuses_a_fault() -> None:
-    data = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    PyCompose.from_yaml(yaml.safe_dump(data)).validate()
-    data["services"]["api"]["restarts"] = "always"
-    with pytest.raises(Exception, match="restarts"):
-        PyCompose.from_yaml(yaml.safe_dump(data)).validate()

@@ -7,9 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from stillhouse.search.domain import Budget, Candidate, Cost, Fit, Size, StageKind, StagePlan
+from stillhouse.search.errors import BudgetError
 from stillhouse.search.job import Epochs, JobRecord, JobSpec, StageRecord, TrialRecord
 from stillhouse.service.problems import documented, explain
-from stillhouse.service.schemas import JobRequest, Search, job_json
+from stillhouse.service.schemas import JobRequest, Limits, Search, job_json
 
 CANDIDATE = Candidate("lcnet_050", Size(32, 32), Size(64, 64))
 SPEC = JobSpec("ds_1", trials=4)
@@ -106,3 +107,15 @@ def test_documented_errors_carry_an_example_each() -> None:
         content = entry["content"]["application/problem+json"]
         assert content["example"]["status"] == status
         assert set(content["example"]) <= set(content["schema"]["properties"])
+
+
+def test_every_field_of_a_request_is_described() -> None:
+    for model in (Search, Limits):
+        for name, schema in model.model_json_schema()["properties"].items():
+            assert len(schema.get("description", "")) > 10, f"{model.__name__}.{name}: say it in the class's docstring"
+
+
+@pytest.mark.parametrize(("limit", "told"), [("max_macs", "must be a number"), ("max_image_size", "48x64")])
+def test_a_limit_that_is_no_number_is_told_by_the_budget(limit: str, told: str) -> None:
+    with pytest.raises(BudgetError, match=told):
+        JobRequest.model_validate({"dataset": "d", "budget": {limit: "many"}}).to_spec()

@@ -19,6 +19,7 @@ from stillhouse.search.domain import PRECISIONS, Candidate, Cost, Json, StagePla
 from stillhouse.search.effort import Effort, Prices, pictures_of
 from stillhouse.search.ending import Ending
 from stillhouse.search.errors import InfeasibleError, UserError
+from stillhouse.search.failpoints import passing
 from stillhouse.search.family import deployed, failed_stage, reference
 from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, StageRecord, TrialRecord
 from stillhouse.search.plan import Planner, measured_cost, planner, unique
@@ -160,6 +161,7 @@ class JobStep:
             if move.trial is None:
                 number, cost = len(trials), self._desk.space.cost(move.candidate)
                 self._ledger.add_trial(self._job.id, number, move.candidate, cost)
+                passing("trial.after")
                 self._advance_trial(TrialRecord(self._job.id, number, move.candidate, "costing", cost))
             else:
                 self._train(move.trial, move.trial.cost)
@@ -328,6 +330,7 @@ class JobStep:
         family = deployed(self._job, trial, there, self._desk.space.sent_bytes(trial.candidate.image_size), lost)
         for deployment in family:
             self._ledger.add_deployment(deployment)
+            passing("deployment.after")
         chosen = reference(family, self._spec)
         self._ledger.move_trial(
             self._job.id,

@@ -14,10 +14,17 @@ from collections.abc import Callable, Collection, Iterable
 
 from stillhouse.search.advance import LIVE, Desk, JobStep, Wanted
 from stillhouse.search.domain import StageKind, StagePlan
-from stillhouse.search.job import DatasetRecord, JobRecord
-from stillhouse.search.ports import Engine, Ledger
+from stillhouse.search.failpoints import passing
+from stillhouse.search.job import AttemptRecord, DatasetRecord, JobRecord
+from stillhouse.search.ports import Engine, Home, Ledger
 
 RETRY_S = 2.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
+"""How long a stage waits after its first lost attempt, four times as long after each further one, and at most."""
+START_S = 120.0
+"""Seconds that an attempt has to its first heartbeat: its process, or what it is forked from, may still be loading."""
+TIDY_S = 60.0
+"""How often the home is tidied."""
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +37,7 @@ class Controller:
         engine: Where attempts run. This controller is taken to be the only one on it.
         lease_s: Seconds that an attempt may go without a heartbeat.
         max_attempts: Tries at a stage whose process keeps dying.
+        home: The disk that attempts work on; None takes it to have room without end.
         clock: Unix seconds.
     """
 
@@ -40,12 +48,16 @@ class Controller:
         *,
         lease_s: float,
         max_attempts: int,
+        home: Home | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._ledger, self._engine, self._clock = ledger, engine, clock
+        self._ledger, self._engine, self._home, self._clock = ledger, engine, home, clock
         self._lease_s, self._max_attempts = lease_s, max_attempts
         self._desks: dict[str, Desk] = {}
         self._started: set[str] = set()
+        self._late: dict[str, float] = {}
+        self._lack: str | None = None
+        self._tidied = -TIDY_S
 
     def run(self, stop: threading.Event, *, poll_s: float = 0.2) -> None:
         """Steps until ``stop`` is set; a step that fails (the database is away) is logged and tried again."""
@@ -64,6 +76,7 @@ class Controller:
             only: Ids of the jobs and data sets to move on; None moves all. A run in the foreground does its own job
                 and leaves what others left behind.
         """
+        self._look_at_home()
         self._reap()
         wanted = Wanted()
         for dataset in self._ledger.datasets("pending"):
@@ -89,12 +102,48 @@ class Controller:
     def _slots(self) -> int:
         return max(1, self._engine.capacity() + len(self._ledger.open_attempts()))
 
+    def _look_at_home(self) -> None:
+        if self._home is None:
+            return
+        lack = self._home.lack()
+        if lack != self._lack:
+            log.warning("%s", lack or "there is room again; going on")
+        self._lack = lack
+        if self._clock() - self._tidied >= TIDY_S:
+            self._tidied = self._clock()
+            self._home.tidy()
+
     def _reap(self) -> None:
+        """Ends the attempts whose process is gone, or has given no sign of life for longer than its lease.
+
+        One that is late gets a third of a lease more from when it is first seen: after a machine was asleep or the
+        database away, all are late, and their next heartbeat is on its way.
+        """
+        now, late = self._clock(), dict[str, float]()
         for attempt in self._ledger.open_attempts():
             if not self._engine.running(attempt.id):
-                # What an earlier controller left open died with it: that is no fault of the stage.
-                most = self._max_attempts if attempt.id in self._started else None
-                self._ledger.lose(attempt.id, max_attempts=most)
+                fault = self._engine.fault(attempt.id)
+                if fault is not None:
+                    self._ledger.fail(attempt.id, attempt.token, fault)
+                else:
+                    self._lose(attempt, "its process ended without a result")
+            elif now > attempt.expires_at:
+                late[attempt.id] = self._late.get(attempt.id, now)
+                if now - late[attempt.id] >= self._lease_s / 3:
+                    self._engine.cancel(attempt.id)
+                    self._lose(attempt, f"its process gave no sign of life for {now - attempt.expires_at:.0f} s")
+        self._late = late
+
+    def _lose(self, attempt: AttemptRecord, reason: str) -> None:
+        """Ends a lost attempt; its stage is tried again, after a pause when it may be the stage's doing."""
+        if self._lack is not None or attempt.id not in self._started:
+            # A full disk is no fault of the stage; what an earlier controller left open died with it.
+            self._ledger.lose(attempt.id, max_attempts=None)
+            return
+        tries = self._ledger.stages([attempt.stage_key])[attempt.stage_key].attempts
+        wait_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 4.0 ** min(tries - 1, 10))
+        log.warning("attempt %s is lost (try %d): %s", attempt.id, tries, reason)
+        self._ledger.lose(attempt.id, max_attempts=self._max_attempts, wait_s=wait_s, reason=reason)
 
     def _cancel_unwanted(self, wanted: Wanted) -> None:
         for attempt in self._ledger.open_attempts():
@@ -104,7 +153,9 @@ class Controller:
 
     def _submit(self, wanted: Wanted) -> None:
         """Starts ready stages up to capacity; one that measures latency runs alone on its machine."""
-        stored = self._ledger.stages(_with_inputs(wanted.plans.values()))
+        if self._lack is not None:
+            return
+        stored, now = self._ledger.stages(_with_inputs(wanted.plans.values())), self._clock()
         running = [s for s in stored.values() if s.state == "running"]
         if any(self._alone(s.plan) for s in running):
             return
@@ -112,18 +163,28 @@ class Controller:
             if self._engine.capacity() < 1:
                 return
             ready = all(stored[i].state == "done" for i in plan.inputs.values() if i in stored)
-            if stored[key].state != "pending" or not ready:
+            if stored[key].state != "pending" or (stored[key].not_before or 0.0) > now or not ready:
                 continue
             if self._alone(plan) and running:
                 return
-            attempt = self._ledger.open_attempt(key, lease_s=self._lease_s, threads=self._engine.threads())
+            lease_s = max(self._lease_s, START_S)
+            attempt = self._ledger.open_attempt(key, lease_s=lease_s, threads=self._engine.threads())
             if attempt is None:
                 continue
             self._started.add(attempt.id)
-            self._engine.submit(attempt)
+            passing("open.after")
+            self._hand_over(attempt)
             running.append(stored[key])
             if self._alone(plan):
                 return
+
+    def _hand_over(self, attempt: AttemptRecord) -> None:
+        try:
+            self._engine.submit(attempt)
+        except Exception as error:  # whatever it was, the stage had no part in it
+            reason = f"the engine did not start it: {error}"
+            self._ledger.lose(attempt.id, max_attempts=None, wait_s=FIRST_PAUSE_S, reason=reason)
+            raise
 
     def _alone(self, plan: StagePlan) -> bool:
         latency = plan.kind is StageKind.MEASURE and bool(plan.spec.get("latency"))

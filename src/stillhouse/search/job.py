@@ -24,12 +24,17 @@ from stillhouse.search.domain import (
     StageResult,
 )
 from stillhouse.search.errors import UnknownNameError, UserError
+from stillhouse.search.owner import DEFAULT_TENANT
 
 _ABLATE: Mapping[bool | str, str] = {True: "all", False: "none", "true": "all", "false": "none"}
 
 SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random", "brute_force")
 """``auto`` takes what is expected to add most hypervolume a second; ``brute_force`` takes every candidate, fewest MACs
 first, where no more fit than ``trials``; the others are Optuna's."""
+
+SCHEDULES = ("one_cycle", "cosine")
+CODECS = ("jpeg", "webp")
+ABLATIONS = ("none", "best", "all")
 
 UNMET = "nothing meets the budget"
 """How the reason of a job begins whose budget nothing can meet."""
@@ -163,12 +168,12 @@ class JobSpec:
         _need(min(self.ladder, default=1) >= 1, "every side of ladder must be >= 1", self.ladder)
         _need(0 <= self.mixup <= 1, "0 <= mixup <= 1 must hold", self.mixup)
         _need(0 <= self.ema < 1, "0 <= ema < 1 must hold", self.ema)
-        _need(self.schedule in ("one_cycle", "cosine"), "schedule must be one_cycle or cosine", self.schedule)
+        _need(self.schedule in SCHEDULES, "schedule must be one_cycle or cosine", self.schedule)
         _need(0 <= self.codec_share <= 1, "0 <= codec_share <= 1 must hold", self.codec_share)
         _need(self.feature_cache_bytes >= 0, "feature_cache_bytes must be >= 0", self.feature_cache_bytes)
         if self.colour not in CHANNELS:
             raise UnknownNameError.among("colour", self.colour, CHANNELS)
-        _need(self.codec in ("jpeg", "webp"), "codec must be jpeg or webp", self.codec)
+        _need(self.codec in CODECS, "codec must be jpeg or webp", self.codec)
         _need(1 <= self.quality <= 100, "1 <= quality <= 100 must hold", self.quality)
         _need(all(1 <= q <= 100 for q in self.qualities), "1 <= q <= 100 must hold in qualities", self.qualities)
         for name in self.precisions:
@@ -177,7 +182,7 @@ class JobSpec:
         object.__setattr__(self, "precisions", tuple(name for name in PRECISIONS if name in self.precisions))
         _need(PRECISIONS[0] in self.precisions, "precisions must hold fp32, which is what is trained", self.precisions)
         object.__setattr__(self, "ablate", _ABLATE.get(self.ablate, self.ablate))
-        _need(self.ablate in ("none", "best", "all"), "ablate must be none, best, all, true or false", self.ablate)
+        _need(self.ablate in ABLATIONS, "ablate must be none, best, all, true or false", self.ablate)
         _need(1 <= self.latency_threads <= 64, "1 <= latency_threads <= 64 must hold", self.latency_threads)
         _need(len(self.objectives) >= 1, "at least one cost objective must be named", self.objectives)
         for name in self.objectives:
@@ -240,6 +245,7 @@ class DatasetRecord:
     faults: tuple[str, ...] = ()
     summary: Mapping[str, Json] = field(default_factory=dict)
     created_at: float = 0.0
+    tenant: str = DEFAULT_TENANT
 
 
 @dataclass(frozen=True)
@@ -253,6 +259,7 @@ class JobRecord:
     created_at: float = 0.0
     started_at: float | None = None
     finished_at: float | None = None
+    tenant: str = DEFAULT_TENANT
 
 
 @dataclass(frozen=True)
@@ -285,7 +292,10 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A stage as stored; ``progress`` is what the running attempt last reported."""
+    """A stage as stored; ``progress`` is what the running attempt last reported.
+
+    A pending stage that lost its last attempt keeps the ``reason``, and is tried again ``not_before`` (Unix seconds).
+    """
 
     plan: StagePlan
     state: str
@@ -295,6 +305,7 @@ class StageRecord:
     faults: tuple[str, ...] = ()
     seconds: float | None = None
     progress: Mapping[str, Json] = field(default_factory=dict)
+    not_before: float | None = None
 
     @property
     def key(self) -> str:
@@ -304,7 +315,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One try at a stage, held under a lease: ``token`` proves it, ``expires_at`` (Unix seconds) ends it."""
+    """One try at a stage, held under a lease: ``token`` proves it, ``expires_at`` ends it. Times are Unix seconds."""
 
     id: str
     stage_key: str
@@ -312,6 +323,8 @@ class AttemptRecord:
     state: str
     expires_at: float
     threads: int = 1
+    opened_at: float = 0.0
+    ended_at: float | None = None
 
 
 @dataclass(frozen=True)

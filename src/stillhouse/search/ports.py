@@ -20,23 +20,30 @@ from stillhouse.search.job import (
     StageRecord,
     TrialRecord,
 )
+from stillhouse.search.owner import NOBODY, Owner
 
 
 class Ledger(Protocol):
     """The only truth: data sets, jobs, trials, stages, attempts, deployments, events."""
 
     # data sets
-    def add_dataset(self, name: str, plan: StagePlan) -> DatasetRecord:
-        """Stores a data set that ``plan`` (an ingest stage) will make; the same key gives the same record.
+    def add_dataset(self, name: str, plan: StagePlan, *, owner: Owner = NOBODY, source_bytes: int = 0) -> DatasetRecord:
+        """Stores a data set that ``plan`` (an ingest stage) will make; the same key gives a tenant the same record.
 
         A data set that failed is put back to ``pending`` with its stage, so that it is tried again.
+
+        Raises:
+            QuotaError: The owner's key may not have so many bytes more.
         """
 
     def dataset(self, dataset_id: str) -> DatasetRecord:
         """Raises NotFoundError."""
 
-    def datasets(self, *states: str) -> list[DatasetRecord]:
-        """All in these states (none named: all), oldest first."""
+    def datasets(self, *states: str, tenant: str | None = None) -> list[DatasetRecord]:
+        """All in these states (none named: all) of a tenant (none named: of all), oldest first."""
+
+    def dataset_bytes(self, key: str) -> int:
+        """Bytes of what an API key uploaded."""
 
     def end_dataset(
         self, dataset_id: str, state: str, *, summary: Mapping[str, Json], reason: str | None, faults: Sequence[str]
@@ -44,19 +51,20 @@ class Ledger(Protocol):
         """Moves pending -> ready | failed."""
 
     # jobs
-    def add_job(self, spec: JobSpec, *, idempotency_key: str | None = None) -> JobRecord:
+    def add_job(self, spec: JobSpec, *, idempotency_key: str | None = None, owner: Owner = NOBODY) -> JobRecord:
         """Stores a job in state queued.
 
         Raises:
-            ConflictError: The idempotency key was used with another spec. (With the same: its record.)
-            NotFoundError: No such data set.
+            ConflictError: The tenant used the idempotency key with another spec. (With the same: its record.)
+            NotFoundError: The tenant has no such data set.
+            QuotaError: The owner's key may have no further live job.
         """
 
     def job(self, job_id: str) -> JobRecord:
         """Raises NotFoundError."""
 
-    def jobs(self, *states: str) -> list[JobRecord]:
-        """All in these states (none named: all), oldest first."""
+    def jobs(self, *states: str, tenant: str | None = None) -> list[JobRecord]:
+        """All in these states (none named: all) of a tenant (none named: of all), oldest first."""
 
     def move_job(self, job_id: str, *, expect: Sequence[str], to: str, reason: str | None = None) -> bool:
         """Sets the state if it is one of ``expect``; stamps started_at / finished_at; emits a ``job`` event."""
@@ -94,13 +102,16 @@ class Ledger(Protocol):
         """Those that exist, by key, with the progress of a running attempt."""
 
     def open_attempt(self, key: str, *, lease_s: float, threads: int) -> AttemptRecord | None:
-        """Moves pending -> running with a new attempt; None when the stage is not pending."""
+        """Moves pending -> running with a new attempt; None when the stage is not pending, or must still wait."""
 
     def attempt(self, attempt_id: str) -> AttemptRecord:
         """Raises NotFoundError."""
 
     def open_attempts(self) -> list[AttemptRecord]:
         """Attempts in state open."""
+
+    def attempts(self, key: str) -> list[AttemptRecord]:
+        """All attempts at a stage, oldest first."""
 
     def device_seconds(self, keys: Collection[str], *, since: float) -> float:
         """Seconds that attempts at these stages, opened since then (Unix seconds), have run; open ones until now."""
@@ -117,11 +128,17 @@ class Ledger(Protocol):
     def fail(self, attempt_id: str, token: str, reason: str, *, faults: Sequence[str] = ()) -> bool:
         """Moves running -> failed, for a fault that a retry will not cure."""
 
-    def lose(self, attempt_id: str, *, max_attempts: int | None) -> bool:
+    def lose(
+        self, attempt_id: str, *, max_attempts: int | None, wait_s: float = 0.0, reason: str | None = None
+    ) -> bool:
         """Ends an open attempt whose process is gone: its stage is pending again (failed after ``max_attempts``).
 
-        None stands for an end that is not the stage's doing (it was cancelled, or its controller was stopped): the
-        attempt does not count as a try.
+        Args:
+            attempt_id: The attempt.
+            max_attempts: None stands for an end that is not the stage's doing (it was cancelled, its controller was
+                stopped, the disk is full): the attempt does not count as a try.
+            wait_s: Seconds that the stage then waits before it may be tried again.
+            reason: Why, for people; kept until the next attempt.
         """
 
     def reopen_stage(self, plan: StagePlan) -> bool:
@@ -175,6 +192,10 @@ class Engine(Protocol):
     def running(self, attempt_id: str) -> bool:
         """False when no process works on the attempt any more."""
 
+    def fault(self, attempt_id: str) -> str | None:  # noqa: ARG002 - for adapters
+        """Why an attempt that has ended would end the same way again; None when nothing says so. Told once."""
+        return None
+
     def cancel(self, attempt_id: str) -> None:
         """SIGTERM, then SIGKILL, of the attempt's process group."""
 
@@ -198,6 +219,16 @@ class ArtifactStore(Protocol):
 
     def has(self, sha256: str) -> bool:
         """True when stored."""
+
+
+class Home(Protocol):
+    """The disk that attempts work on."""
+
+    def lack(self) -> str | None:
+        """Why nothing may be started now; None when there is room."""
+
+    def tidy(self) -> None:
+        """Removes what processes that died have left behind."""
 
 
 class CostModel(Protocol):

@@ -5,17 +5,34 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from stillhouse import __version__
-from stillhouse.search.ports import ArtifactStore, Ledger
-from stillhouse.service.api import datasets, estimates, events, jobs, models, system
+from stillhouse.search.ports import ArtifactStore
+from stillhouse.service.accounts import ServiceLedger
+from stillhouse.service.api import (
+    attempts,
+    audit,
+    datasets,
+    estimates,
+    events,
+    fronts,
+    jobs,
+    models,
+    system,
+    trials,
+    uploads,
+)
 from stillhouse.service.api.context import Context
-from stillhouse.service.guard import LOOPBACK, Guard
+from stillhouse.service.buckets import Buckets
+from stillhouse.service.gate import Gate
+from stillhouse.service.guard import Guard
 from stillhouse.service.limits import BodyLimit
+from stillhouse.service.openapi import describe
 from stillhouse.service.problems import add_handlers
-from stillhouse.service.settings import Settings
-from stillhouse.service.web import pages
+from stillhouse.service.resumable import Uploads
+from stillhouse.service.settings import LOOPBACK, Settings
+from stillhouse.service.web import pages, sign_in
 
 
-def create_app(ledger: Ledger, store: ArtifactStore, settings: Settings) -> FastAPI:
+def create_app(ledger: ServiceLedger, store: ArtifactStore, settings: Settings) -> FastAPI:
     """Builds the application over a ledger and a store."""
     app = FastAPI(
         title="Stillhouse",
@@ -24,11 +41,35 @@ def create_app(ledger: Ledger, store: ArtifactStore, settings: Settings) -> Fast
         docs_url=None,
         redoc_url=None,
     )
-    app.state.context = Context(ledger, store, settings)
-    for part in (datasets, estimates, jobs, events, models, system, pages):
+    app.state.context = Context.whole(ledger, store, settings)
+    Uploads(settings.uploads, most_bytes=settings.max_upload_bytes).clean()
+    for part in (
+        datasets,
+        uploads,
+        estimates,
+        jobs,
+        fronts,
+        trials,
+        events,
+        models,
+        attempts,
+        audit,
+        system,
+        pages,
+        sign_in,
+    ):
         app.include_router(part.router)
     pages.mount(app)
     add_handlers(app)
+    describe(app)
     app.add_middleware(BodyLimit, most_bytes=settings.max_upload_bytes)
-    app.add_middleware(Guard, hosts=LOOPBACK if settings.host in LOOPBACK else None)  # added last: it stands outermost
+    app.add_middleware(
+        Gate,
+        ledger=ledger,
+        always_keyed=settings.host not in LOOPBACK,
+        buckets=Buckets(settings.requests_per_s, settings.request_burst),
+        routes=lambda: app.routes,
+        sign_in=sign_in.sign_in_page,
+    )
+    app.add_middleware(Guard, hosts=settings.hosts)  # added last: it stands outermost
     return app

@@ -1,4 +1,4 @@
-"""The command line: ``stillhouse run``, ``up``, ``serve``, ``controller``, ``demo``, ``stage run``, ``catalogue``.
+"""The command line: ``stillhouse run``, ``up``, ``serve``, ``controller``, ``demo``, ``client`` and more.
 
 A request that cannot be met ends with one message and exit code 2; a failure on our side with exit code 1.
 """
@@ -28,15 +28,19 @@ from stillhouse.search.errors import DatasetError, StillhouseError, UserError
 from stillhouse.search.job import Epochs, JobSpec
 from stillhouse.search.pareto import picks
 from stillhouse.service import cli_options as options
+from stillhouse.service import logs
 from stillhouse.service.app import create_app
 from stillhouse.service.cli_catalogue import commands as catalogue_commands
+from stillhouse.service.cli_client import commands as client_commands
 from stillhouse.service.cli_estimate import command as estimate_command
+from stillhouse.service.cli_keys import audit as audit_command
+from stillhouse.service.cli_keys import commands as key_commands
 from stillhouse.service.cli_options import SEARCH, TRAINING
 from stillhouse.service.demo import demo_request, print_comparison
 from stillhouse.service.progress import Watcher
-from stillhouse.service.report import front_table, left_out, model_file_name
+from stillhouse.service.report import by_accuracy, front_table, left_out, model_file_name
 from stillhouse.service.run import Outcome, run_job
-from stillhouse.service.settings import Settings
+from stillhouse.service.settings import LOOPBACK, Settings
 from stillhouse.service.wiring import Platform
 
 app = typer.Typer(
@@ -70,7 +74,9 @@ def run(
     budget: options.BudgetFile = None,
     trials: Annotated[int, typer.Option(help="Candidates to train.", rich_help_panel=SEARCH)] = 8,
     seed: Annotated[int, typer.Option(help="Makes a run repeatable.", rich_help_panel=SEARCH)] = 0,
-    sampler: Annotated[str, typer.Option(help="auto, tpe, gp, nsga2, random or brute_force.", rich_help_panel=SEARCH)] = "auto",
+    sampler: Annotated[
+        str, typer.Option(help="auto, tpe, gp, nsga2, random or brute_force.", rich_help_panel=SEARCH)
+    ] = "auto",
     eta: Annotated[int, typer.Option(help="Ratio of rungs; 1: no rungs.", rich_help_panel=SEARCH)] = 1,
     max_wall_s: Annotated[float | None, typer.Option(help="Seconds to search.", rich_help_panel=SEARCH)] = None,
     max_device_s: Annotated[float | None, typer.Option(help="Worker seconds.", rich_help_panel=SEARCH)] = None,
@@ -155,15 +161,16 @@ def _run(platform: Platform, data: str, spec: JobSpec, out: Path, skip_faults: b
     with Watcher(platform.ledger, console) as watcher:
         outcome = run_job(platform, data, spec, out=out, skip_faults=skip_faults, watcher=watcher)
     console.print(front_table(outcome.front))
+    numbers = {member.id: number for number, member in enumerate(by_accuracy(outcome.front), start=1)}
     for name, member in picks(outcome.front, spec.objectives).items():
         what = "best trade-off" if name == "knee" else f"least {name.replace('_', ' ')} within 1 point of the best"
-        console.print(f"{what}: {model_file_name(member)}", highlight=False, soft_wrap=True)
-    names = {member.id: model_file_name(member) for member in outcome.front}
-    for dear, cheap in ties(outcome.front, spec.objectives).items():
-        said = f"{names[dear]} is not significantly better on validation than the cheaper {names[cheap]}"
+        said = f"{what}: model {numbers[member.id]}, {model_file_name(member)}"
         console.print(said, highlight=False, soft_wrap=True)
+    for dear, cheap in sorted((numbers[a], numbers[b]) for a, b in ties(outcome.front, spec.objectives).items()):
+        console.print(f"model {dear} is not significantly better on validation than the cheaper model {cheap}")
     networks = {deployment.trial_number for deployment in outcome.deployments}
-    console.print(f"{len(outcome.front)} of {len(networks)} models are on the front; written to {out}/:")
+    shown = {member.trial_number for member in outcome.front}
+    console.print(f"{len(shown)} of {len(networks)} networks are on the front; written to {out}/:")
     for name in dict.fromkeys(("front.json", "front.png", *(path.name for path in outcome.files.values()))):
         console.print(f"  {name}", highlight=False)
     told = {(member.trial_number, name): why for member in outcome.front for name, why in left_out(member).items()}
@@ -207,19 +214,42 @@ def controller() -> None:
 
 def _serve(platform: Platform) -> None:
     settings = platform.settings
+    if settings.host not in LOOPBACK and not platform.accounts.any_key():
+        raise UserError(
+            f"on {settings.host} others can reach the API, so it asks for keys, and there is none yet; make one first: "
+            "stillhouse keys create NAME (or: docker compose run --rm api keys create NAME)"
+        )
     application = create_app(platform.ledger, platform.store, settings)
     Console().print(f"Stillhouse {__version__} on http://{settings.host}:{settings.port}/ (home {settings.home})")
-    uvicorn.run(application, host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=3)
+    uvicorn.run(
+        application,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,  # what it says goes through ours, which hides secrets
+        log_level="warning",
+        timeout_graceful_shutdown=3,
+    )
 
 
 @stage_app.command("run")
-def stage_run(attempt: Annotated[str, typer.Argument(help="Id of an open attempt.")]) -> None:
-    """Do the work of one attempt in this process."""
-    from stillhouse.service.worker import run_attempt  # noqa: PLC0415 - torch is for this command alone
-
+def stage_run(
+    attempt: Annotated[str, typer.Argument(help="Id of an open attempt.")],
+    url: Annotated[
+        str | None, typer.Option(help="Address of the API; the attempt's token is read from STILLHOUSE_TOKEN.")
+    ] = None,
+) -> None:
+    """Do the work of one attempt in this process: beside the database, or with --url through the API alone."""
     with _messages():
         settings = Settings.load()
-        run_attempt(attempt, os.cpu_count() or 1, str(settings.home))
+        token = os.environ.pop("STILLHOUSE_TOKEN", "")  # what this process starts need not know it
+        if url is not None and not token:
+            raise UserError("with --url the attempt's token must be in the environment variable STILLHOUSE_TOKEN")
+        from stillhouse.service.worker import run_attempt, run_remote  # noqa: PLC0415 - torch is for this command alone
+
+        if url is None:
+            run_attempt(attempt, os.cpu_count() or 1, str(settings.home))
+        else:
+            run_remote(attempt, url, token, settings)
 
 
 @app.command()
@@ -235,18 +265,19 @@ def version() -> None:
 def _messages() -> Iterator[None]:
     """Turns our errors into one message on stderr and an exit code."""
     console = Console(stderr=True)
+    logs.configure()
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(0)
     )  # so that what is open is closed, the engine's processes first
     try:
         yield
     except UserError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(logs.redact(str(error)))}", highlight=False, soft_wrap=True)
         if isinstance(error, DatasetError):
             _print_faults(console, error.faults)
         raise typer.Exit(2) from None
     except StillhouseError as error:
-        console.print(f"[bold red]failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]failed:[/] {escape(logs.redact(str(error)))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on where this one was")
@@ -288,6 +319,9 @@ def _knobs(pairs: list[str]) -> dict[str, float | int | str | bool]:
 
 app.command("estimate")(estimate_command(_messages))
 app.add_typer(catalogue_commands(_messages), name="catalogue")
+app.add_typer(client_commands(_messages), name="client")
+app.add_typer(key_commands(_messages), name="keys")
+app.command("audit")(audit_command(_messages))
 
 
 def main() -> None:

@@ -1,13 +1,17 @@
 """What every request and answer passes: who may ask, and the headers that tell browsers what they may do.
 
 A page of another site must not make a browser act here. Two checks see to it: the ``Host`` must be a name of
-this machine while the server listens on loopback (against DNS rebinding), and a request that changes something
-must not come from another site's page (browsers say so in ``Sec-Fetch-Site``; other clients do not send it).
+this machine while the server listens on loopback, or one that the operator named (against DNS rebinding), and a
+request that changes something must not come from another site's page. Browsers say so in ``Sec-Fetch-Site``, or,
+where the connection is not encrypted, in ``Origin``; other clients send neither. Each request gets an id, which stands
+in the answer, in the log and in the audit log.
 """
 
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import structlog
 from starlette.datastructures import MutableHeaders
@@ -23,11 +27,13 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with none at all, a form of ours would send no Origin
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<name>[^\[\]:]+))(?::\d+)?")
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:
@@ -47,6 +53,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request, started = Request(scope), False
+        request.state.request_id = uuid4().hex
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request.state.request_id)
 
         async def secured(message: Message) -> None:
             nonlocal started
@@ -55,6 +64,9 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+                headers["X-Request-Id"] = request.state.request_id
+                if not request.scope["path"].startswith("/static/"):
+                    headers.setdefault("Cache-Control", "no-store")  # it differs by key
             await send(message)
 
         refusal = self._refusal(request)
@@ -81,7 +93,13 @@ class Guard:
                 return 400, "Unknown host", f"this server answers to {known} only; use one of these in the address"
         if "\0" in request.scope["path"]:  # no database takes it as a text to look for
             return 404, "Not Found", "no address here has a NUL"
-        site = request.headers.get("sec-fetch-site", "none")
-        if request.method not in _SAFE and site not in ("same-origin", "none"):
+        if request.method not in SAFE and _from_elsewhere(request):
             return 403, "Cross-site request", "a page of another site may not change anything here"
         return None
+
+
+def _from_elsewhere(request: Request) -> bool:
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    return origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower()

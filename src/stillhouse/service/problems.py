@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -12,12 +12,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Route
 
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import DatasetError, NotFoundError, UserError
+from stillhouse.search.errors import AwayError, DatasetError, NotFoundError, QuotaError, UserError
 
 MEDIA_TYPE = "application/problem+json"
 EXAMPLES: Mapping[int, tuple[str, str]] = {
+    400: ("Bad Request", "There was an error parsing the body"),
+    401: ("Unauthorized", "this server asks for a key; send one: Authorization: Bearer KEY"),
+    403: ("Forbidden", "this needs a key with the scope write, but key_0123456789ab has read"),
     404: ("NotFound", "no such job: 'job_0123456789ab'; ids are given when it is made, and listed by kind"),
     409: (
         "Conflict",
@@ -25,6 +29,7 @@ EXAMPLES: Mapping[int, tuple[str, str]] = {
     ),
     413: ("Too large", "a request's body may have at most 4294967296 bytes; STILLHOUSE_MAX_UPLOAD_BYTES says how many"),
     422: ("Budget", "min_accuracy must lie between 0 and 1 (0.9 means 90 %), but got 90.0"),
+    429: ("Too Many Requests", "too many requests; send the next one in 0.3 s"),
     503: ("Service Unavailable", "no worker has published its catalogue yet; start the controller once"),
 }
 
@@ -65,7 +70,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def explain(errors: list[Any]) -> str:
     """What pydantic complains about, each complaint headed by the field's name."""
     places = ((".".join(str(step) for step in entry["loc"]) or "body", entry["msg"]) for entry in errors)
-    return "; ".join(f"{place}: {message.removeprefix('Value error, ')}" for place, message in places)
+    plain = ((place, message.removeprefix("Value error, ").replace("valid tuple", "list")) for place, message in places)
+    return "; ".join(f"{place}: {message}" for place, message in plain)
 
 
 def traced(error: BaseException) -> str:
@@ -73,14 +79,30 @@ def traced(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
+def status_of(error: UserError) -> int:
+    """The HTTP status of a request that cannot be met."""
+    if isinstance(error, NotFoundError):
+        return 404
+    if isinstance(error, QuotaError):
+        return 429 if error.passes else 403
+    return 422
+
+
 def add_handlers(app: FastAPI) -> None:
     """Maps our errors and the framework's; what nobody expected is the guard's."""
 
     @app.exception_handler(UserError)
     def user_error(request: Request, error: UserError) -> JSONResponse:
-        status = 404 if isinstance(error, NotFoundError) else 422
+        status = status_of(error)
         more = {"faults": [_clean(fault) for fault in error.faults]} if isinstance(error, DatasetError) else {}
         return problem(request, status, type(error).__name__.removesuffix("Error"), str(error), **more)
+
+    @app.exception_handler(AwayError)
+    def away(request: Request, _: AwayError) -> JSONResponse:  # what it says of the database is for the operator's log
+        detail = "the database does not answer now; nothing is lost, send the request again"
+        answer = problem(request, 503, HTTPStatus(503).phrase, detail)
+        answer.headers["Retry-After"] = "5"
+        return answer
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -92,7 +114,20 @@ def add_handlers(app: FastAPI) -> None:
             return Response(status_code=error.status_code, headers=error.headers)
         answer = problem(request, error.status_code, HTTPStatus(error.status_code).phrase, str(error.detail))
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:  # the framework names the methods of the first route with this address alone
+            answer.headers["Allow"] = ", ".join(sorted(_methods(app.routes, request.scope["path"])))
         return answer
+
+
+def _methods(routes: Iterable[BaseRoute], path: str) -> set[str]:
+    found: set[str] = set()
+    for route in routes:
+        inner = getattr(route, "original_router", None)
+        if inner is not None:
+            found |= _methods(inner.routes, path)
+        elif isinstance(route, Route) and route.path_regex.match(path):
+            found |= route.methods or set()
+    return found
 
 
 def _clean(text: str) -> str:

@@ -7,6 +7,7 @@ run that was stopped goes on where it was when it is started again.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.check import check_request
 from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Deployment, StagePlan, content_key
-from stillhouse.search.errors import DatasetError, InfeasibleError, StillhouseError, UserError
+from stillhouse.search.errors import AwayError, DatasetError, InfeasibleError, StillhouseError, UserError
 from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, JobSpec
 from stillhouse.search.pareto import deployment_front
 from stillhouse.search.plan import ingest_plan, planner
@@ -30,6 +31,10 @@ from stillhouse.service.wiring import Platform
 
 BUILTIN = "textures"
 POLL_S = 0.25
+AWAY_S = 120.0
+"""How long a run waits for a database that does not answer."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,11 +103,18 @@ def _ingest(platform: Platform, data: str, skip_faults: bool) -> StagePlan:
 
 
 def _drive(controller: Controller, show: Callable[[str], None], ended: Callable[[], bool], subject: str) -> None:
+    answered = time.monotonic()
     while True:
-        controller.step(only=(subject,))
-        show(subject)
-        if ended():
-            return
+        try:
+            controller.step(only=(subject,))
+            show(subject)
+            if ended():
+                return
+            answered = time.monotonic()
+        except AwayError as error:
+            if time.monotonic() - answered > AWAY_S:
+                raise
+            log.warning("%s; trying again", error)
         time.sleep(POLL_S)
 
 

@@ -1,6 +1,7 @@
 """What goes over the wire: request bodies checked by pydantic, answers as plain JSON.
 
-``Search`` is made from ``JobSpec``'s own fields, so a field added there reaches the API's schema by itself.
+``Search`` is made from ``JobSpec``'s own fields and ``Limits`` from those of ``Budget``, so a field added there reaches
+the API's schema by itself, with the words of its docstring.
 """
 
 from __future__ import annotations
@@ -12,27 +13,66 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 
 from stillhouse.search.domain import Budget, Json
 from stillhouse.search.job import DatasetRecord, JobRecord, JobSpec, StageRecord, TrialRecord
+from stillhouse.service.db.lists import JobLine
+from stillhouse.service.described import choices, explained
 
 STRICT = ConfigDict(extra="forbid")
 MOST = 2**63
 UNFIT = re.compile("[\0\ud800-\udfff]")
 """Characters that JSON can write and no database keeps."""
 _HINTS = typing.get_type_hints(JobSpec)
+_TOLD = explained(JobSpec)
+
+
+def _field(item: dataclasses.Field[Any]) -> Any:  # what pydantic takes as a default
+    told: dict[str, Any] = {"description": _TOLD.get(item.name), "json_schema_extra": choices(item.name)}
+    if item.default_factory is not dataclasses.MISSING:
+        return Field(default_factory=item.default_factory, **told)
+    return Field(item.default, **told)
+
+
 _FIELDS: dict[str, Any] = {
-    field.name: (
-        _HINTS[field.name],
-        Field(default_factory=field.default_factory)
-        if field.default_factory is not dataclasses.MISSING
-        else field.default,
-    )
-    for field in dataclasses.fields(JobSpec)
-    if field.name not in ("dataset", "budget")
+    item.name: (_HINTS[item.name], _field(item))
+    for item in dataclasses.fields(JobSpec)
+    if item.name not in ("dataset", "budget")
 }
-Search: type[BaseModel] = create_model("Search", __config__=STRICT, **_FIELDS)
+Search: type[BaseModel] = create_model("Search", __config__=STRICT, __doc__="How to look.", **_FIELDS)
+
+_ALSO_READ: Mapping[str, str] = {
+    "max_flops": "The same as max_macs in FLOPs: 1 MAC = 2 FLOPs.",
+    "max_kbit_per_s": "Bandwidth in place of max_image_bytes; goes with frames_per_s.",
+    "frames_per_s": "Pictures a second over that bandwidth.",
+}
+_NUMBER: Json = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]}
+_SHAPES: Mapping[str, Json] = {
+    "max_image_size": {"anyOf": [{"type": "integer"}, {"type": "string", "examples": ["48x64"]}, {"type": "null"}]},
+    "min_accuracy": {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, {"type": "null"}]},
+    "device": {"type": "string", "enum": ["local"]},
+}
+
+
+def _limits() -> dict[str, Any]:
+    """Fields by name: read leniently, for the budget itself says best what is wrong with one."""
+    told = explained(Budget)
+    names = {item.name: (item.default, told.get(item.name)) for item in dataclasses.fields(Budget)}
+    names |= {name: (None, text) for name, text in _ALSO_READ.items()}
+    read = float | int | str | None
+    return {
+        name: (Annotated[read, WithJsonSchema(_SHAPES.get(name, _NUMBER))], Field(default, description=text))
+        for name, (default, text) in names.items()
+    }
+
+
+Limits: type[BaseModel] = create_model(
+    "Limits",
+    __config__=STRICT,
+    __doc__="Hard limits that every model must meet; one left out does not bind.",
+    **_limits(),
+)
 
 
 class DatasetRequest(BaseModel):
@@ -63,13 +103,7 @@ class JobRequest(BaseModel):
     )
 
     dataset: Annotated[str, Field(description="Id of a data set.")]
-    budget: Annotated[
-        dict[str, float | int | str | None],
-        Field(
-            description="Limits by name: max_macs or max_flops, max_params, max_model_bytes, max_image_bytes or "
-            "max_kbit_per_s with frames_per_s, max_image_size, max_latency_ms, max_memory_bytes, min_accuracy, device."
-        ),
-    ] = {}
+    budget: Limits = Field(default_factory=Limits)  # type: ignore[valid-type]
     search: Search = Field(default_factory=Search)  # type: ignore[valid-type]
 
     @model_validator(mode="before")
@@ -85,7 +119,11 @@ class JobRequest(BaseModel):
     def to_spec(self) -> JobSpec:
         """The job's spec; raises UserError for what the schema cannot say."""
         search = {name: getattr(self.search, name) for name in _FIELDS}
-        return JobSpec(dataset=self.dataset, budget=Budget.from_json(self.budget), **search)
+        return JobSpec(
+            dataset=self.dataset,
+            budget=Budget.from_json(BaseModel.model_dump(self.budget, exclude_none=True)),
+            **search,
+        )
 
 
 def dataset_json(record: DatasetRecord) -> dict[str, Json]:
@@ -110,26 +148,42 @@ def job_json(
     eta_s: float | None,
 ) -> dict[str, Json]:
     """A job with its trials and how far each is; ``eta_s`` are the seconds that it still needs, where they are told."""
-    counts = Counter(trial.state for trial in trials)
+    line = JobLine(
+        job.id,
+        job.state,
+        job.reason,
+        dataset_name,
+        job.spec.to_json(),
+        job.created_at,
+        job.started_at,
+        job.finished_at,
+        Counter(trial.state for trial in trials),
+        max((trial.accuracy for trial in trials if trial.accuracy is not None), default=None),
+    )
+    return {**line_json(line, eta_s=eta_s), "trials": [trial_json(trial, stages) for trial in trials]}
+
+
+def line_json(line: JobLine, *, eta_s: float | None) -> dict[str, Json]:
+    """A job without its trials."""
     return {
-        "id": job.id,
-        "state": job.state,
-        "reason": job.reason,
-        "dataset_name": dataset_name,
-        "spec": job.spec.to_json(),
-        "created_at": job.created_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
+        "id": line.id,
+        "state": line.state,
+        "reason": line.reason,
+        "dataset_name": line.dataset_name,
+        "spec": line.spec,
+        "created_at": line.created_at,
+        "started_at": line.started_at,
+        "finished_at": line.finished_at,
         "eta_s": eta_s,
-        "counts": dict(counts),
-        "trials_ended": counts["done"] + counts["failed"] + counts["stopped"],
-        "trials_wanted": job.spec.trials,
-        "best_accuracy": max((t.accuracy for t in trials if t.accuracy is not None), default=None),
-        "trials": [_trial_json(trial, stages) for trial in trials],
+        "counts": dict(line.counts),
+        "trials_ended": sum(line.counts.get(state, 0) for state in ("done", "failed", "stopped")),
+        "trials_wanted": line.spec["trials"],
+        "best_accuracy": line.best_accuracy,
     }
 
 
-def _trial_json(trial: TrialRecord, stages: Mapping[str, StageRecord]) -> dict[str, Json]:
+def trial_json(trial: TrialRecord, stages: Mapping[str, StageRecord]) -> dict[str, Json]:
+    """A trial, with how far its stages are."""
     known = [stages[key] for key in trial.stages if key in stages]
     running = next((stage for stage in known if stage.state == "running"), None)
     return {

@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stillhouse.search.errors import UserError
 
 _PREFIX = "STILLHOUSE_"
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+"""Names of this machine for itself."""
 
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 """A path with ``~`` and the working folder filled in, so that every process means the same one."""
@@ -45,6 +47,48 @@ class Settings(BaseSettings):
         le=256,
         description="Stages that run at once on this machine. By default one for each visible GPU, or 1 without a GPU.",
     )
+    store_url: str | None = Field(
+        default=None,
+        min_length=1,
+        pattern=r"^(s3://[^/]+|file:///|[^:]+$)",
+        description="Where artifacts are kept: a folder, or s3://bucket/prefix. By default the folder artifacts in the "
+        "home folder. The keys of a bucket are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+    )
+    store_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="Address of a store that speaks S3 and is not Amazon's.",
+    )
+    engine: Literal["local", "ray"] = Field(
+        default="local",
+        description="Where stages run: local (this machine) or ray (a Ray cluster).",
+    )
+    public_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="Address at which workers on other machines reach this API. By default port on this machine.",
+    )
+    ray_url: str = Field(
+        default="http://127.0.0.1:8265",
+        pattern=r"^https?://",
+        description="Address of the Ray head's dashboard, which takes jobs.",
+    )
+    ray_token: SecretStr | None = Field(
+        default=None,
+        description="The Ray cluster's token, where it runs with RAY_AUTH_MODE=token.",
+    )
+    ray_gpus_per_stage: float = Field(
+        default=1.0,
+        ge=0,
+        le=64,
+        description="GPUs of a Ray node that each stage gets; 0.5 lets two stages share one.",
+    )
+    ray_cpus_per_stage: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="CPU cores of a Ray node that each stage gets, and its threads.",
+    )
     lease_s: float = Field(
         default=30.0,
         gt=0,
@@ -57,10 +101,22 @@ class Settings(BaseSettings):
         description="Seconds between two heartbeats of a stage's process; must be less than a third of lease_s.",
     )
     max_attempts: int = Field(
-        default=3,
+        default=5,
         ge=1,
         le=100,
-        description="How often a stage is tried whose process dies before the stage is given up.",
+        description="How often a stage is tried whose process dies, with growing pauses, before it is given up.",
+    )
+    stage_memory_bytes: int | None = Field(
+        default=None,
+        ge=2**20,
+        description="Memory that the processes of one stage may hold on this machine, in bytes; one that holds more is "
+        "ended, and its stage fails. By default there is no limit. Linux only.",
+    )
+    least_free_bytes: int = Field(
+        default=2**29,
+        ge=0,
+        description="Free space on the home folder's disk, in bytes, below which no stage is started: jobs wait until "
+        "there is room again.",
     )
     host: str = Field(
         default="127.0.0.1",
@@ -86,6 +142,33 @@ class Settings(BaseSettings):
         description="Greatest size of an uploaded data set, in bytes.",
     )
 
+    allowed_hosts: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9.,:_ \-\[\]]*$",
+        description="Names, parted by commas, that a request may call this server by (header Host), beside those of "
+        "this machine. By default any name, or only those of this machine while the API listens on loopback.",
+    )
+    requests_per_s: float = Field(
+        default=50.0,
+        gt=0,
+        description="Requests a second that each API key, and each address without one, may send in the long run.",
+    )
+    request_burst: int = Field(
+        default=1000,
+        ge=1,
+        description="Requests that each API key, and each address without one, may send at once.",
+    )
+    max_live_jobs_per_key: int | None = Field(
+        default=None,
+        ge=0,
+        description="Jobs made with one API key that may be queued or running at once. By default any number.",
+    )
+    max_dataset_bytes_per_key: int | None = Field(
+        default=None,
+        ge=0,
+        description="Bytes that the data sets uploaded with one API key may have together. By default any number.",
+    )
+
     @model_validator(mode="after")
     def _check_heartbeat(self) -> Settings:
         if not self.heartbeat_s < self.lease_s / 3:
@@ -109,9 +192,17 @@ class Settings(BaseSettings):
             raise UserError("; ".join(lines)) from error
 
     @property
+    def hosts(self) -> frozenset[str] | None:
+        """Names that a request may call this server by; None for any."""
+        named = frozenset(name.strip().lower().strip("[]") for name in self.allowed_hosts.split(",") if name.strip())
+        return LOOPBACK | named if named or self.host in LOOPBACK else None
+
+    @property
     def artifacts(self) -> Path:
-        """Folder of the artifact store."""
-        return self.home / "artifacts"
+        """Folder of the artifact store, or of the copies of one in a bucket."""
+        if self.store_url is None or self.store_url.startswith("s3://"):
+            return self.home / "artifacts"
+        return Path(self.store_url.removeprefix("file://")).expanduser().absolute()
 
     @property
     def cache(self) -> Path:

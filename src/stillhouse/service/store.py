@@ -1,23 +1,28 @@
 """Artifacts on the local disk, by the sha256 of their bytes: ``root/ab/cdef...``.
 
 A file is copied beside its place, synced, then renamed: it is there whole or not at all, and it is never
-written again (mode 0444).
+written again (mode 0444). A copy is locked while it is written, and the kernel frees the lock of a dead process: a copy
+that nobody locks is rubbish.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import BinaryIO
 
 from stillhouse.search.errors import CorruptArtifactError, NotFoundError
+from stillhouse.search.failpoints import passing
 from stillhouse.search.ports import ArtifactStore
 
 _CHUNK_BYTES = 1 << 20
+_MOMENT_S = 10.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,10 +49,12 @@ class DiskStore(ArtifactStore):
         copy = Path(name)
         try:
             with path.open("rb") as source, os.fdopen(descriptor, "wb") as target:
+                fcntl.flock(target, fcntl.LOCK_EX)
                 sha256 = _copy(source, target)
                 os.fchmod(target.fileno(), 0o444)
                 target.flush()
                 os.fsync(target.fileno())
+            passing("put.before")
             place = self._place(sha256)
             if not (place.exists() and _digest(place) == sha256):
                 place.parent.mkdir(exist_ok=True)
@@ -55,7 +62,20 @@ class DiskStore(ArtifactStore):
                 _sync_folder(place.parent)
         finally:
             copy.unlink(missing_ok=True)
+        passing("put.after")
         return sha256
+
+    def tidy(self) -> None:
+        """Removes the unfinished copies of processes that died."""
+        for copy in (self._root / "tmp").iterdir():
+            try:
+                with copy.open("rb") as handle:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # One that was made this moment may not have its lock yet, or be closed and about to be renamed.
+                    if time.time() - copy.stat().st_mtime > _MOMENT_S:
+                        copy.unlink(missing_ok=True)
+            except (BlockingIOError, FileNotFoundError):
+                continue
 
     def path(self, sha256: str) -> Path:
         """A read-only file with these bytes; its hash is checked at its first use in this process.
@@ -82,10 +102,15 @@ class DiskStore(ArtifactStore):
 
     def has(self, sha256: str) -> bool:
         """True when stored."""
-        return _SHA256.fullmatch(sha256) is not None and self._place(sha256).is_file()
+        return is_sha256(sha256) and self._place(sha256).is_file()
 
     def _place(self, sha256: str) -> Path:
         return self._root / sha256[:2] / sha256[2:]
+
+
+def is_sha256(text: str) -> bool:
+    """True for 64 hex digits in lower case."""
+    return _SHA256.fullmatch(text) is not None
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -12,22 +12,51 @@ from starlette.exceptions import HTTPException
 
 from stillhouse.search.domain import Json
 from stillhouse.search.forecast import Forecast
-from stillhouse.search.ports import ArtifactStore, Ledger
+from stillhouse.search.owner import NOBODY, Owner
+from stillhouse.search.ports import ArtifactStore
+from stillhouse.service.accounts import Caller
+from stillhouse.service.api.kept import Kept
+from stillhouse.service.api.pulse import Pulse
+from stillhouse.service.db.lists import Lists, Mark
+from stillhouse.service.db.tenant import TenantLedger
 from stillhouse.service.settings import Settings
 
 
 @dataclass(frozen=True)
 class Context:
-    """The ledger, the store and the settings."""
+    """The ledger as the caller may see it, the store and the settings; answers kept, and what jobs still need."""
 
-    ledger: Ledger
+    ledger: Lists
     store: ArtifactStore
     settings: Settings
+    kept: Kept
+    forecast: Forecast
+    pulse: Pulse
+    owner: Owner = NOBODY
 
-    @cached_property
-    def forecast(self) -> Forecast:
-        """Tells what running jobs still need."""
-        return Forecast(self.ledger)
+    @classmethod
+    def whole(cls, ledger: Lists, store: ArtifactStore, settings: Settings) -> Context:
+        """The application's own, which sees all tenants."""
+        return cls(ledger, store, settings, Kept(), Forecast(ledger), Pulse())
+
+    def seen_by(self, caller: Caller) -> Context:
+        """What a caller may see, and make within the quotas of their key."""
+        if caller.tenant is None:
+            return self
+        limits = (self.settings.max_live_jobs_per_key, self.settings.max_dataset_bytes_per_key)
+        owner = Owner(caller.tenant, caller.key_id, *limits)
+        return replace(self, ledger=TenantLedger(self.ledger, owner), owner=owner)
+
+    def space(self) -> Callable[[int], None]:
+        """Raises QuotaError for more bytes than the caller's key has left for data sets."""
+        used = 0 if self.owner.key is None else self.ledger.dataset_bytes(self.owner.key)
+        return partial(self.owner.check_dataset_bytes, used)
+
+    async def job_mark(self, request: Request, job_id: str) -> Mark:
+        """The mark of a job that the caller may see; raises NotFoundError."""
+        return await self.pulse.fresh(
+            ("job", request.state.caller.tenant, job_id), lambda: self.ledger.job_mark(job_id)
+        )
 
     def catalogue(self) -> Mapping[str, Json]:
         """What the workers published; 503 before they have."""
@@ -37,10 +66,10 @@ class Context:
         return data
 
 
-def context(request: Request) -> Context:
-    """The application's context."""
-    found: Context = request.app.state.context
-    return found
+async def context(request: Request) -> Context:  # not in a thread: it does nothing that waits
+    """The caller's context: the gate has said who that is."""
+    whole: Context = request.app.state.context
+    return whole.seen_by(request.state.caller)
 
 
 Ctx = Annotated[Context, Depends(context)]

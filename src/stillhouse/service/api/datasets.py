@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import DatasetError, UserError
+from stillhouse.search.errors import ConflictError, DatasetError, UserError
 from stillhouse.search.plan import ingest_plan
+from stillhouse.service.api import examples
 from stillhouse.service.api.context import Context, Ctx
 from stillhouse.service.digest import source_digest
 from stillhouse.service.problems import documented, explain
@@ -43,33 +45,50 @@ BODY = {
 }
 
 
-@router.post("/datasets", status_code=202, openapi_extra=BODY, responses=documented(413, 422, 503))
+@router.post(
+    "/datasets",
+    status_code=202,
+    openapi_extra=BODY,
+    responses={**examples.given(examples.DATASET, status=202), **documented(413, 422, 503)},
+)
 async def create_dataset(request: Request, ctx: Ctx) -> dict[str, Json]:
     """Takes a data set; it is read in the background. The same pictures give the same data set."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        upload = await receive_zip(request, ctx.settings.uploads)
+        await run_in_threadpool(ctx.catalogue)  # refuses before anything is kept
+        check = await run_in_threadpool(ctx.space)
+        upload = await receive_zip(request, ctx.settings.uploads, check)
         skip = upload.fields.get("skip_faults", "").lower() in ("1", "true", "yes", "on")
-        return await run_in_threadpool(_add, ctx, upload.name, str(upload.path), upload.digest, skip)
+        return await run_in_threadpool(add_dataset, ctx, upload.name, str(upload.path), upload.digest, skip)
     if kind != "application/json":
         raise DatasetError(f"send a zip as multipart/form-data or a JSON body, but the content type is {kind!r}")
     try:
-        wanted = DatasetRequest.model_validate_json(await request.body())
+        wanted = DatasetRequest.model_validate_json(await request.body(), strict=True)
     except ValidationError as error:
         raise DatasetError(explain(error.errors())) from None
     return await run_in_threadpool(_named, ctx, wanted)
 
 
-@router.get("/datasets")
+@router.get("/datasets", responses=examples.given(examples.DATASETS))
 def list_datasets(ctx: Ctx) -> list[dict[str, Json]]:
     """All data sets, oldest first."""
     return [dataset_json(record) for record in ctx.ledger.datasets()]
 
 
-@router.get("/datasets/{dataset_id}", responses=documented(404, 422))
+@router.get("/datasets/{dataset_id}", responses={**examples.given(examples.DATASET), **documented(404, 422)})
 def get_dataset(dataset_id: str, ctx: Ctx) -> dict[str, Json]:
     """One data set: state, faults, class histogram, size statistics, bytes-per-picture curve."""
     return dataset_json(ctx.ledger.dataset(dataset_id))
+
+
+@router.delete("/datasets/{dataset_id}", status_code=204, responses=documented(404, 409, 422))
+def delete_dataset(dataset_id: str, ctx: Ctx) -> Response:
+    """Forgets a data set; one that is being read, or has jobs, is a 409: delete those first."""
+    try:
+        ctx.ledger.delete_dataset(dataset_id)
+    except ConflictError as error:
+        raise HTTPException(409, str(error)) from None
+    return Response(status_code=204)
 
 
 def _named(ctx: Context, wanted: DatasetRequest) -> dict[str, Json]:
@@ -78,9 +97,9 @@ def _named(ctx: Context, wanted: DatasetRequest) -> dict[str, Json]:
     if wanted.builtin is not None:
         if wanted.builtin not in BUILTIN:
             raise DatasetError(f"built-in data sets are {', '.join(BUILTIN)}, but got {wanted.builtin!r}")
-        return _add(ctx, wanted.name or wanted.builtin, wanted.builtin, wanted.builtin, wanted.skip_faults)
+        return add_dataset(ctx, wanted.name or wanted.builtin, wanted.builtin, wanted.builtin, wanted.skip_faults)
     path = _allowed(ctx, str(wanted.path))
-    return _add(ctx, wanted.name or path.name, str(path), source_digest(path), wanted.skip_faults)
+    return add_dataset(ctx, wanted.name or path.name, str(path), source_digest(path), wanted.skip_faults)
 
 
 def _allowed(ctx: Context, text: str) -> Path:
@@ -97,6 +116,9 @@ def _allowed(ctx: Context, text: str) -> Path:
     return path
 
 
-def _add(ctx: Context, name: str, source: str, digest: str, skip_faults: bool) -> dict[str, Json]:
+def add_dataset(ctx: Context, name: str, source: str, digest: str, skip_faults: bool) -> dict[str, Json]:
+    """Stores a data set that is yet to be read."""
     plan = ingest_plan(source, digest, skip_faults, ctx.catalogue().get("code", {}))
-    return dataset_json(ctx.ledger.add_dataset(name, plan))
+    kept = Path(source)
+    source_bytes = kept.stat().st_size if kept.parent == ctx.settings.uploads else 0
+    return dataset_json(ctx.ledger.add_dataset(name, plan, source_bytes=source_bytes))

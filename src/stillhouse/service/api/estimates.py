@@ -9,6 +9,7 @@ from stillhouse.search.check import check_request
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import ConflictError
 from stillhouse.search.estimate import estimate_job
+from stillhouse.service.api import examples
 from stillhouse.service.api.context import Ctx
 from stillhouse.service.problems import documented
 from stillhouse.service.schemas import JobRequest
@@ -16,7 +17,7 @@ from stillhouse.service.schemas import JobRequest
 router = APIRouter(tags=["estimates"])
 
 
-@router.post("/estimates", responses=documented(404, 409, 422, 503))
+@router.post("/estimates", responses={**examples.given(examples.ESTIMATE), **documented(404, 409, 422, 503)})
 def create_estimate(body: JobRequest, ctx: Ctx) -> dict[str, Json]:
     """How many candidates fit a budget, which limit binds, and what relaxing each by 10, 25 and 50 % would open.
 

@@ -13,6 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from stillhouse.search.errors import NotFoundError
 from stillhouse.service.api.context import Ctx
 from stillhouse.service.problems import documented
 
@@ -54,11 +55,15 @@ async def stream_events(ctx: Ctx, at: Annotated[Place, Depends(place)]) -> Async
     after, stop = at.after, time.monotonic() + LIFE_S
     yield ServerSentEvent(retry=RETRY_MS)
     while True:
-        # The state is read first: what an ended job had to say is then in the events.
-        job = await run_in_threadpool(ctx.ledger.job, at.job_id)
-        for event in await run_in_threadpool(ctx.ledger.events, at.job_id, after=after):
+        try:
+            # The state is read first: what an ended job had to say is then in the events.
+            state, last, *_ = await ctx.pulse.mark(ctx.ledger, at.job_id, age_s=POLL_S)
+            new = await run_in_threadpool(ctx.ledger.events, at.job_id, after=after) if last != after else []
+        except NotFoundError:
+            return  # it was deleted
+        for event in new:
             after = event.id
             yield ServerSentEvent(id=str(event.id), event=event.kind, data={"at": event.at, **event.data})
-        if job.state not in LIVE or time.monotonic() > stop:
+        if state not in LIVE or time.monotonic() > stop:
             return
         await asyncio.sleep(POLL_S)

@@ -1,29 +1,41 @@
-"""Jobs: create, look at, cancel, and their fronts."""
+"""Jobs: create, list, look at, cancel, try again, delete."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import time
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.check import check_request
-from stillhouse.search.compare import in_doubt, ties
-from stillhouse.search.domain import Deployment, Json
+from stillhouse.search.domain import Json
 from stillhouse.search.errors import ConflictError, NotFoundError
-from stillhouse.search.growth import growth
 from stillhouse.search.job import JobRecord, StageRecord, TrialRecord
-from stillhouse.search.pareto import deployment_front, picks
+from stillhouse.search.retry import retry
 from stillhouse.search.space import Space
+from stillhouse.service.api import examples
 from stillhouse.service.api.context import Context, Ctx
+from stillhouse.service.api.kept import dumped
+from stillhouse.service.api.paging import LINK, After, Limit, next_page, place_of
+from stillhouse.service.db.lists import JobFilter, JobLine, Place
+from stillhouse.service.home import lack_of_room
 from stillhouse.service.problems import documented
-from stillhouse.service.report import front_entry, model_file_name
-from stillhouse.service.schemas import JobRequest, job_json
+from stillhouse.service.schemas import JobRequest, job_json, line_json
+from stillhouse.service.waiting import waiting
 
 router = APIRouter(tags=["jobs"])
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+LIVE = ("queued", "running")
+LIST_AGE_S = 1.0
+"""Seconds that a list is given again: what trials have reached and ETAs move on without a mark."""
 
 
-@router.post("/jobs", status_code=202, responses=documented(404, 422, 503))
+@router.post(
+    "/jobs", status_code=202, responses={**examples.given(examples.JOB, status=202), **documented(404, 422, 503)}
+)
 def create_job(
     body: JobRequest, ctx: Ctx, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
 ) -> dict[str, Json]:
@@ -41,97 +53,100 @@ def create_job(
     return _shown(ctx, ctx.ledger.add_job(spec, idempotency_key=idempotency_key))
 
 
-@router.get("/jobs")
-def list_jobs(ctx: Ctx) -> list[dict[str, Json]]:
-    """All jobs, newest first, without their trials."""
-    names = {dataset.id: dataset.name for dataset in ctx.ledger.datasets()}
-    shown = []
-    for job in reversed(ctx.ledger.jobs()):
-        trials = ctx.ledger.trials(job.id)
-        stages = _stages(ctx, trials) if job.state == "running" else {}  # no other has progress to tell
-        eta_s = ctx.forecast.eta_s(job, trials, stages)
-        shown.append(job_json(job, trials, stages, dataset_name=names[job.spec.dataset], eta_s=eta_s))
-    return [{name: value for name, value in job.items() if name != "trials"} for job in shown]
+@router.get("/jobs", responses={**examples.given(examples.JOBS, headers=LINK), **documented(422)})
+async def list_jobs(
+    request: Request,
+    ctx: Ctx,
+    state: Annotated[list[JobState], Query(description="Only in these states.")] = [],  # noqa: B006
+    dataset: Annotated[str | None, Query(max_length=64, description="Only of this data set.")] = None,
+    limit: Limit = 100,
+    after: After = None,
+) -> Response:
+    """Jobs, newest first, without their trials, in pages: the ``Link`` header names the next one."""
+    wanted, place = JobFilter(None, tuple(state), dataset), place_of(after)
+    mark = await ctx.pulse.fresh(("jobs", request.state.caller.tenant), ctx.ledger.jobs_mark)
+    return await ctx.kept.given(
+        request,
+        ("jobs", request.url.query),
+        mark,
+        lambda: _page(ctx, request, wanted, limit, place),
+        age_s=LIST_AGE_S,
+    )
 
 
-@router.get("/jobs/{job_id}", responses=documented(404, 422))
-def get_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
+def _page(
+    ctx: Context, request: Request, wanted: JobFilter, limit: int, place: Place | None
+) -> tuple[Json, dict[str, str]]:
+    lines = ctx.ledger.job_lines(wanted, limit=limit + 1, after=place)
+    last = lines[limit - 1].place.cursor() if len(lines) > limit else None
+    return [line_json(line, eta_s=_eta_s(ctx, line)) for line in lines[:limit]], next_page(request, last)
+
+
+def _eta_s(ctx: Context, line: JobLine) -> float | None:
+    if line.state != "running":
+        return None
+    job, trials = ctx.ledger.job(line.id), ctx.ledger.trials(line.id)
+    return ctx.forecast.eta_s(job, trials, _stages(ctx, trials))
+
+
+@router.get("/jobs/{job_id}", responses={**examples.given(examples.JOB), **documented(404, 422)})
+async def get_job(job_id: str, request: Request, ctx: Ctx) -> Response:
     """One job: state, reason, and each trial with its candidate, costs and progress."""
-    return _shown(ctx, ctx.ledger.job(job_id))
+    mark = await ctx.job_mark(request, job_id)
+    if mark[0] == "done":
+        return await ctx.kept.given(request, ("job", job_id), mark, lambda: (_shown(ctx, ctx.ledger.job(job_id)), {}))
+    body = await run_in_threadpool(lambda: dumped(_shown(ctx, ctx.ledger.job(job_id))))
+    return Response(body, media_type="application/json")
 
 
-@router.post("/jobs/{job_id}/cancel", responses=documented(404, 422))
+@router.post("/jobs/{job_id}/cancel", responses={**examples.given(examples.JOB), **documented(404, 422)})
 def cancel_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
     """Stops a job; what it finished stays."""
-    if not ctx.ledger.move_job(job_id, expect=("queued", "running"), to="cancelled"):
+    if not ctx.ledger.move_job(job_id, expect=LIVE, to="cancelled"):
         raise ConflictError(
             f"only a queued or running job can be cancelled; this one is {ctx.ledger.job(job_id).state}"
         )
     return _shown(ctx, ctx.ledger.job(job_id))
 
 
-@router.get("/jobs/{job_id}/pareto", responses=documented(404, 422))
-def get_front(job_id: str, ctx: Ctx) -> dict[str, Json]:
-    """The front: models that no other of the job beats on validation accuracy and on every chosen cost at once.
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=202,
+    responses={**examples.given(examples.JOB, status=202), **documented(404, 409, 422)},
+)
+def retry_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
+    """Sets a job going again that failed, was cancelled, or lacks comparisons: what failed is tried anew.
 
-    ``accuracy`` is the test split's once the job is done, the validation split's before; ``judged`` says whether the
-    front is chosen by it (``plain``) or by that on pictures as sent (``coded``: ``accuracy_coded``). ``compared`` holds
-    the front's networks trained in other ways (a job with ``ablate``), ``family`` the same networks at other precisions
-    and picture qualities, ``others`` what other trials made. ``picks`` names the
-    members to look at first: the ``knee``, and by objective the cheapest within one point of the most accurate.
-    ``tied`` names, for a member that is not significantly better than the next cheaper one, that one; ``in_doubt`` are
-    models off the front that none on it beats beyond the noise of the validation pictures. Both are empty until the job
-    is done. ``progress`` has an entry for each trial that is done, in order of time: seconds since the job started,
-    trials done by then, and the share of the present front's hypervolume (costs in octaves) that they had.
+    What was finished is not done again. A job that lives or has nothing left to do is a 409, and so is one whose budget
+    nothing can meet: start another one.
     """
     job = ctx.ledger.job(job_id)
-    deployments = ctx.ledger.deployments(job_id)
-    front = deployment_front(deployments, job.spec.objectives, job.spec.budget)
-    members, compared = {member.id for member in front}, {member.trial_number for member in front}
-    fitting = [item for item in deployments if not item.is_baseline and not job.spec.budget.excess(item.cost)]
-    points = {_point(member) for member in front}
-    rivals = [item for item in fitting if item.id in members or item.trial_number not in compared]
-    done = job.state == "done"
-    rest = [item for item in deployments if item.id not in members]
-    return {
-        "job": job.id,
-        "state": job.state,
-        "objectives": list(job.spec.objectives),
-        "front": [_entry(member) for member in front],
-        "picks": {name: item.id for name, item in picks(front, job.spec.objectives).items()},
-        "tied": ties(front, job.spec.objectives) if done else {},
-        "in_doubt": in_doubt(rivals, members, job.spec.objectives) if done else [],
-        "judged": "coded" if job.spec.sends else "plain",
-        "compared": [_entry(item) for item in rest if _point(item) in points],
-        "family": [_entry(item) for item in rest if item.trial_number in compared and _point(item) not in points],
-        "others": [_entry(item) for item in rest if item.trial_number not in compared],
-        "progress": _progress(ctx, job),
-    }
+    again = retry(ctx.ledger, job)
+    if job.state in LIVE or again.state not in LIVE:
+        why = f" ({job.reason})" if job.reason else ""
+        raise HTTPException(409, f"there is nothing to try again: {job_id} is {job.state}{why}")
+    return _shown(ctx, again)
 
 
-def _progress(ctx: Context, job: JobRecord) -> list[dict[str, Json]]:
-    if job.started_at is None:
-        return []
-    known = len(ctx.ledger.dataset(job.spec.dataset).summary.get("classes", ())) or 2
-    steps = growth(ctx.ledger.events(job.id), job.spec, started_at=job.started_at, classes=job.spec.classes or known)
-    return [step.to_json() for step in steps]
-
-
-def _point(item: Deployment) -> tuple[int, str, int | None]:
-    """What the variants of one network, at one precision and picture quality, have in common."""
-    return item.trial_number, item.precision, item.quality
-
-
-def _entry(deployment: Deployment) -> dict[str, Json]:
-    entry = front_entry(deployment, file=model_file_name(deployment))
-    return {**entry, "trial": deployment.trial_number, "links": {"onnx": f"/models/{deployment.id}/onnx"}}
+@router.delete("/jobs/{job_id}", status_code=204, responses=documented(404, 409, 422))
+def delete_job(job_id: str, ctx: Ctx) -> Response:
+    """Forgets a job that has ended, with its trials, models and events. One that lives is a 409: cancel it first."""
+    try:
+        ctx.ledger.delete_job(job_id)
+    except ConflictError as error:
+        raise HTTPException(409, str(error)) from None
+    return Response(status_code=204)
 
 
 def _shown(ctx: Context, job: JobRecord) -> dict[str, Json]:
     trials = ctx.ledger.trials(job.id)
-    name = ctx.ledger.dataset(job.spec.dataset).name
+    dataset = ctx.ledger.dataset(job.spec.dataset)
     stages = _stages(ctx, trials)
-    return job_json(job, trials, stages, dataset_name=name, eta_s=ctx.forecast.eta_s(job, trials, stages))
+    shown = job_json(job, trials, stages, dataset_name=dataset.name, eta_s=ctx.forecast.eta_s(job, trials, stages))
+    live = {key: stages[key] for trial in trials if trial.at_work for key in trial.stages if key in stages}
+    live |= ctx.ledger.stages([dataset.stage_key])
+    lack = lack_of_room(ctx.settings)
+    return {**shown, "waiting": waiting(job, live.values(), lack=lack, now=time.time())}
 
 
 def _stages(ctx: Context, trials: list[TrialRecord]) -> dict[str, StageRecord]:

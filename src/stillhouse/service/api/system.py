@@ -1,4 +1,4 @@
-"""Health and catalogue."""
+"""Health, devices and catalogue."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 
 from stillhouse import __version__
 from stillhouse.search.domain import Json
+from stillhouse.service.api import examples
 from stillhouse.service.api.context import Ctx
 from stillhouse.service.problems import documented, traced
 
@@ -15,18 +16,48 @@ router = APIRouter(tags=["system"])
 log = structlog.get_logger(__name__)
 
 
-@router.get("/health", responses=documented(503))
+@router.get("/health", responses={**examples.given(examples.HEALTH), **documented(503)})
 def health(ctx: Ctx) -> dict[str, Json]:
     """Answers when the API and its database do; 503 when the database does not."""
     try:
-        live = ctx.ledger.jobs("queued", "running")
+        ctx.ledger.jobs("queued", "running")
     except Exception as error:
-        log.error("the database does not answer", traceback=traced(error))
-        raise HTTPException(503, "the database does not answer; the server's log has the details") from error
-    return {"status": "ok", "version": __version__, "jobs_live": len(live)}
+        raise _gone(error) from error
+    return {"status": "ok", "version": __version__}
 
 
-@router.get("/catalogue", responses=documented(503))
+@router.get("/health/live", responses=examples.given(examples.LIVE))
+async def health_live() -> dict[str, Json]:
+    """Answers while the process does: one that does not should be started again."""
+    return {"status": "ok", "version": __version__}
+
+
+@router.get("/health/ready", responses={**examples.given(examples.READY), **documented(503)})
+def health_ready(ctx: Ctx) -> dict[str, Json]:
+    """Answers when jobs can be taken; 503 while the database does not answer, or no worker has told what it can do."""
+    try:
+        known = ctx.ledger.catalogue() is not None
+    except Exception as error:
+        raise _gone(error) from error
+    if not known:
+        raise HTTPException(503, "no worker has published its catalogue yet; start the controller once")
+    return {"status": "ready", "database": True, "catalogue": True}
+
+
+@router.get("/devices", responses=examples.given(examples.DEVICES))
+def list_devices(ctx: Ctx) -> list[dict[str, Json]]:
+    """Devices that latency and memory can be measured on, with the host's facts as last measured."""
+    at, metrics = ctx.ledger.last_host() or (None, {})
+    facts = {name: metrics.get(name) for name in ("host", "runtime", "threads")}
+    return [{"name": "local", "measured_at": at, **facts}]
+
+
+@router.get("/catalogue", responses={**examples.given(examples.CATALOGUE), **documented(503)})
 def catalogue(ctx: Ctx) -> dict[str, Json]:
     """What the workers can build: networks with their costs, methods with their knobs, weights."""
     return dict(ctx.catalogue())
+
+
+def _gone(error: Exception) -> HTTPException:
+    log.error("the database does not answer", traceback=traced(error))
+    return HTTPException(503, "the database does not answer; the server's log has the details")

@@ -9,14 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json
 from stillhouse.search.errors import ConflictError, UserError
 from stillhouse.search.job import Event, JobRecord, JobSpec, TrialRecord
-from stillhouse.search.ports import Ledger
+from stillhouse.search.owner import NOBODY, Owner
 from stillhouse.search.states import JOB, TRIAL, check_move
+from stillhouse.service.accounts import Accounts
+from stillhouse.service.db.accounts import SqlAccounts
+from stillhouse.service.db.lists import Lists
 from stillhouse.service.db.records import (
     JOB_ENDS,
     as_json,
@@ -32,14 +35,15 @@ from stillhouse.service.db.records import (
     trial_event,
     trial_record,
 )
-from stillhouse.service.db.sessions import Sessions, insert_new, rows_changed
+from stillhouse.service.db.sessions import Sessions, insert_new, lock_key, rows_changed
+from stillhouse.service.db.sql_lists import ListTables
 from stillhouse.service.db.tables import CatalogueRow, DatasetRow, DeploymentRow, EventRow, JobRow, TrialRow
 from stillhouse.service.db.work import WorkTables
 
 _CATALOGUE_ID = 1
 
 
-class SqlLedger(WorkTables, Ledger):
+class SqlLedger(WorkTables, ListTables, Lists):
     """A ``Ledger`` in a database that ``migrate.upgrade`` has brought up to date.
 
     One instance serves any number of threads, and goes on working in a forked child.
@@ -53,6 +57,7 @@ class SqlLedger(WorkTables, Ledger):
 
     def __init__(self, url: str) -> None:
         self._sessions = Sessions(url)
+        self.accounts: Accounts = SqlAccounts(self._sessions)
 
     def close(self) -> None:
         """Closes the database connections; a later call opens new ones."""
@@ -60,12 +65,14 @@ class SqlLedger(WorkTables, Ledger):
 
     # -------------------------------------------------------------------------------------- jobs
 
-    def add_job(self, spec: JobSpec, *, idempotency_key: str | None = None) -> JobRecord:
+    def add_job(self, spec: JobSpec, *, idempotency_key: str | None = None, owner: Owner = NOBODY) -> JobRecord:
         """Stores a job, or returns the one that this idempotency key made."""
         data = as_json(spec.to_json(), error=UserError)
         digest = body_hash(data)
         new = {
             "id": new_id("job"),
+            "tenant": owner.tenant,
+            "key_id": owner.key,
             "dataset_id": spec.dataset,
             "spec": data,
             "state": "queued",
@@ -73,12 +80,14 @@ class SqlLedger(WorkTables, Ledger):
             "idempotency_key": idempotency_key,
             "body_hash": digest,
         }
-        same_key = select(JobRow).where(JobRow.idempotency_key == idempotency_key)
+        same_key = select(JobRow).where(JobRow.tenant == owner.tenant, JobRow.idempotency_key == idempotency_key)
         with self._sessions.write() as session:
             row = None if idempotency_key is None else session.scalars(same_key).one_or_none()
             if row is None:
-                if session.get(DatasetRow, spec.dataset) is None:
+                dataset = session.get(DatasetRow, spec.dataset)
+                if dataset is None or dataset.tenant != owner.tenant:
                     raise not_found("data set", spec.dataset)
+                _check_live_jobs(session, owner)
                 if insert_new(session, JobRow, new):
                     return job_record(session.scalars(select(JobRow).where(JobRow.id == new["id"])).one())
                 row = session.scalars(same_key).one()  # another caller came in between
@@ -94,11 +103,13 @@ class SqlLedger(WorkTables, Ledger):
                 raise not_found("job", job_id)
             return job_record(row)
 
-    def jobs(self, *states: str) -> list[JobRecord]:
-        """Those in these states, oldest first."""
+    def jobs(self, *states: str, tenant: str | None = None) -> list[JobRecord]:
+        """Those in these states of a tenant, oldest first."""
         query = select(JobRow).order_by(JobRow.created_at, JobRow.id)
         if states:
             query = query.where(JobRow.state.in_(states))
+        if tenant is not None:
+            query = query.where(JobRow.tenant == tenant)
         with self._sessions.read() as session:
             return [job_record(row) for row in session.scalars(query)]
 
@@ -234,6 +245,14 @@ class SqlLedger(WorkTables, Ledger):
         with self._sessions.read() as session:
             row = session.get(CatalogueRow, _CATALOGUE_ID)
             return None if row is None else row.data
+
+
+def _check_live_jobs(session: Session, owner: Owner) -> None:
+    if owner.key is None or owner.max_live_jobs is None:
+        return
+    lock_key(session, owner.key)
+    live = (JobRow.key_id == owner.key, JobRow.state.not_in(JOB_ENDS))
+    owner.check_live_jobs(session.scalar(select(func.count()).select_from(JobRow).where(*live)) or 0)
 
 
 def _lock_job(session: Session, job_id: str) -> None:

@@ -13,11 +13,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json, StageKind, StagePlan, StageResult
+from stillhouse.search.domain import Candidate, Cost, Deployment, Json, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import ConflictError, StageError, UserError
 from stillhouse.search.job import AttemptRecord, DatasetRecord, Event, JobRecord, JobSpec, StageRecord, TrialRecord
-from stillhouse.search.ports import Ledger
+from stillhouse.search.owner import NOBODY, Owner
 from stillhouse.search.states import DATASET, JOB, TRIAL, check_move
+from stillhouse.service.accounts import Accounts
+from stillhouse.service.db.accounts import MemoryAccounts
+from stillhouse.service.db.lists import Lists
+from stillhouse.service.db.memory_lists import MemoryLists
+from stillhouse.service.db.memory_models import MemoryModels
 from stillhouse.service.db.records import (
     JOB_ENDS,
     as_json,
@@ -35,31 +40,40 @@ from stillhouse.service.db.records import (
 Record = TypeVar("Record")
 
 
-class MemoryLedger(Ledger):
+class MemoryLedger(MemoryModels, MemoryLists, Lists):
     """A ``Ledger`` that lives and dies with its process; safe from several threads."""
 
     def __init__(self) -> None:
+        self.accounts: Accounts = MemoryAccounts()
         self._lock = threading.RLock()
         self._datasets: dict[str, DatasetRecord] = {}
         self._jobs: dict[str, JobRecord] = {}
-        self._by_idempotency_key: dict[str, tuple[str, str]] = {}
+        self._by_idempotency_key: dict[tuple[str, str], tuple[str, str]] = {}
+        self._made_by: dict[str, str | None] = {}
+        self._source_bytes: dict[str, int] = {}
         self._trials: dict[tuple[str, int], TrialRecord] = {}
         self._stages: dict[str, StageRecord] = {}
         self._attempts: dict[str, AttemptRecord] = {}
-        self._times: dict[str, tuple[float, float | None]] = {}
         self._deployments: dict[str, Deployment] = {}
         self._events: list[Event] = []
         self._catalogue: Mapping[str, Json] | None = None
 
     # --------------------------------------------------------------------------------- data sets
 
-    def add_dataset(self, name: str, plan: StagePlan) -> DatasetRecord:
+    def add_dataset(self, name: str, plan: StagePlan, *, owner: Owner = NOBODY, source_bytes: int = 0) -> DatasetRecord:
         """Stores a data set and its ingest stage, or puts a failed one back to pending."""
+        mine = (owner.tenant, plan.key)
         with self._lock:
-            self.ensure_stage(plan)
-            record = next((r for r in self._datasets.values() if r.stage_key == plan.key), None)
+            record = next((r for r in self._datasets.values() if (r.tenant, r.stage_key) == mine), None)
             if record is None:
-                record = DatasetRecord(new_id("ds"), as_text(name), plan.key, "pending", created_at=time.time())
+                if owner.key is not None:
+                    owner.check_dataset_bytes(self.dataset_bytes(owner.key), source_bytes)
+                record = DatasetRecord(
+                    new_id("ds"), as_text(name), plan.key, "pending", created_at=time.time(), tenant=owner.tenant
+                )
+                self._made_by[record.id], self._source_bytes[record.id] = owner.key, source_bytes
+                self.ensure_stage(plan)
+                self.reopen_stage(plan)  # it may have failed for another tenant
             elif record.state == "failed":
                 record = replace(record, state="pending", reason=None, faults=(), summary={})
                 self.reopen_stage(plan)
@@ -70,10 +84,15 @@ class MemoryLedger(Ledger):
         """One data set, or NotFoundError."""
         return self._get(self._datasets, "data set", dataset_id)
 
-    def datasets(self, *states: str) -> list[DatasetRecord]:
-        """Those in these states, oldest first."""
+    def datasets(self, *states: str, tenant: str | None = None) -> list[DatasetRecord]:
+        """Those in these states of a tenant, oldest first."""
         with self._lock:
-            return [copy.deepcopy(r) for r in self._datasets.values() if not states or r.state in states]
+            return [copy.deepcopy(r) for r in self._datasets.values() if _asked_for(r, states, tenant)]
+
+    def dataset_bytes(self, key: str) -> int:
+        """Bytes of what an API key uploaded."""
+        with self._lock:
+            return sum(size for name, size in self._source_bytes.items() if self._made_by[name] == key)
 
     def end_dataset(
         self, dataset_id: str, state: str, *, summary: Mapping[str, Json], reason: str | None, faults: Sequence[str]
@@ -92,31 +111,37 @@ class MemoryLedger(Ledger):
 
     # -------------------------------------------------------------------------------------- jobs
 
-    def add_job(self, spec: JobSpec, *, idempotency_key: str | None = None) -> JobRecord:
+    def add_job(self, spec: JobSpec, *, idempotency_key: str | None = None, owner: Owner = NOBODY) -> JobRecord:
         """Stores a job, or returns the one that this idempotency key made."""
         data = as_json(spec.to_json(), error=UserError)
         digest = body_hash(data)
         with self._lock:
-            if idempotency_key is not None and idempotency_key in self._by_idempotency_key:
-                job_id, known = self._by_idempotency_key[idempotency_key]
+            job_id, known = self._by_idempotency_key.get((owner.tenant, idempotency_key or ""), ("", ""))
+            if idempotency_key is not None and job_id:
                 if known != digest:
                     raise ConflictError(reused_key(idempotency_key, job_id))
                 return self.job(job_id)
-            self.dataset(spec.dataset)
-            record = JobRecord(new_id("job"), JobSpec.from_json(data), "queued", created_at=time.time())
-            self._jobs[record.id] = record
+            if self.dataset(spec.dataset).tenant != owner.tenant:
+                raise not_found("data set", spec.dataset)
+            if owner.key is not None:
+                mine = [job for job in self._jobs.values() if self._made_by[job.id] == owner.key]
+                owner.check_live_jobs(sum(job.state not in JOB_ENDS for job in mine))
+            record = JobRecord(
+                new_id("job"), JobSpec.from_json(data), "queued", created_at=time.time(), tenant=owner.tenant
+            )
+            self._jobs[record.id], self._made_by[record.id] = record, owner.key
             if idempotency_key is not None:
-                self._by_idempotency_key[idempotency_key] = (record.id, digest)
+                self._by_idempotency_key[owner.tenant, idempotency_key] = (record.id, digest)
             return copy.deepcopy(record)
 
     def job(self, job_id: str) -> JobRecord:
         """One job, or NotFoundError."""
         return self._get(self._jobs, "job", job_id)
 
-    def jobs(self, *states: str) -> list[JobRecord]:
-        """Those in these states, oldest first."""
+    def jobs(self, *states: str, tenant: str | None = None) -> list[JobRecord]:
+        """Those in these states of a tenant, oldest first."""
         with self._lock:
-            return [copy.deepcopy(r) for r in self._jobs.values() if not states or r.state in states]
+            return [copy.deepcopy(r) for r in self._jobs.values() if _asked_for(r, states, tenant)]
 
     def move_job(self, job_id: str, *, expect: Sequence[str], to: str, reason: str | None = None) -> bool:
         """Sets the state if it is one of those expected, with its time stamp and event."""
@@ -212,13 +237,15 @@ class MemoryLedger(Ledger):
         """Moves pending -> running; of several callers at once, one gets the attempt."""
         with self._lock:
             stage = self._stages.get(key)
-            if stage is None or stage.state != "pending":
-                return None
             now = time.time()
+            if stage is None or stage.state != "pending" or (stage.not_before or 0.0) > now:
+                return None
             token, expires_at = secrets.token_hex(16), now + lease_s
-            attempt = AttemptRecord(new_id("att"), key, token, "open", expires_at, threads)
-            self._attempts[attempt.id], self._times[attempt.id] = attempt, (now, None)
-            self._stages[key] = replace(stage, state="running", attempts=stage.attempts + 1, progress={})
+            attempt = AttemptRecord(new_id("att"), key, token, "open", expires_at, threads, opened_at=now)
+            self._attempts[attempt.id] = attempt
+            self._stages[key] = replace(
+                stage, state="running", attempts=stage.attempts + 1, reason=None, not_before=None, progress={}
+            )
             return attempt
 
     def attempt(self, attempt_id: str) -> AttemptRecord:
@@ -230,17 +257,22 @@ class MemoryLedger(Ledger):
         with self._lock:
             return [attempt for attempt in self._attempts.values() if attempt.state == "open"]
 
+    def attempts(self, key: str) -> list[AttemptRecord]:
+        """Those at a stage, oldest first."""
+        with self._lock:
+            return [attempt for attempt in self._attempts.values() if attempt.stage_key == key]
+
     def device_seconds(self, keys: Collection[str], *, since: float) -> float:
         """Seconds that attempts at these stages have run since then."""
         wanted, now = frozenset(keys), time.time()
         with self._lock:
-            times = [self._times[attempt.id] for attempt in self._attempts.values() if attempt.stage_key in wanted]
-        return sum((ended or now) - opened for opened, ended in times if opened >= since)
+            found = [a for a in self._attempts.values() if a.stage_key in wanted and a.opened_at >= since]
+        return sum((attempt.ended_at or now) - attempt.opened_at for attempt in found)
 
     def stage_seconds(self, kind: StageKind, *, limit: int) -> list[tuple[StagePlan, float]]:
         """Those done last, by the end of the attempt that did them."""
         with self._lock:
-            ended = {a.stage_key: self._times[a.id][1] or 0.0 for a in self._attempts.values() if a.state == "done"}
+            ended = {a.stage_key: a.ended_at or 0.0 for a in self._attempts.values() if a.state == "done"}
             found = [self._stages[key] for key in ended if self._stages[key].plan.kind is kind]
         found.sort(key=lambda stage: (-ended[stage.key], stage.key))
         return [(stage.plan, stage.seconds) for stage in found if stage.seconds is not None][:limit]
@@ -279,20 +311,29 @@ class MemoryLedger(Ledger):
             )
             return True
 
-    def lose(self, attempt_id: str, *, max_attempts: int | None) -> bool:
+    def lose(
+        self, attempt_id: str, *, max_attempts: int | None, wait_s: float = 0.0, reason: str | None = None
+    ) -> bool:
         """Ends an open attempt whose process is gone."""
         with self._lock:
             attempt = self._attempts.get(attempt_id)
             stage = None if attempt is None else self._end_attempt(attempt_id, attempt.token, "lost")
             if stage is None:
                 return False
-            if max_attempts is None:
-                self._stages[stage.key] = replace(stage, state="pending", attempts=stage.attempts - 1, progress={})
-            elif stage.attempts >= max_attempts:
-                reason = lost_reason(stage.attempts, attempt_id)
+            attempts = stage.attempts - (max_attempts is None)
+            if max_attempts is not None and attempts >= max_attempts:
+                reason = lost_reason(attempts, attempt_id)
                 self._stages[stage.key] = replace(stage, state="failed", reason=reason, progress={})
-            else:
-                self._stages[stage.key] = replace(stage, state="pending", progress={})
+                return True
+            not_before = time.time() + wait_s if wait_s > 0 else None
+            self._stages[stage.key] = replace(
+                stage,
+                state="pending",
+                attempts=attempts,
+                reason=as_text_or_none(reason),
+                not_before=not_before,
+                progress={},
+            )
             return True
 
     def _end_attempt(self, attempt_id: str, token: str, state: str) -> StageRecord | None:
@@ -300,41 +341,8 @@ class MemoryLedger(Ledger):
         attempt = self._attempts.get(attempt_id)
         if attempt is None or attempt.state != "open" or attempt.token != token:
             return None
-        self._attempts[attempt_id] = replace(attempt, state=state)
-        self._times[attempt_id] = (self._times[attempt_id][0], time.time())
+        self._attempts[attempt_id] = replace(attempt, state=state, ended_at=time.time())
         return self._stages[attempt.stage_key]
-
-    # ------------------------------------------------------------------------------- deployments
-
-    def add_deployment(self, deployment: Deployment) -> bool:
-        """Stores a deployment; False when its id exists."""
-        kept = replace(
-            deployment, preprocess=as_json(dict(deployment.preprocess)), details=as_json(dict(deployment.details))
-        )
-        with self._lock:
-            self.job(deployment.job_id)
-            return self._deployments.setdefault(deployment.id, kept) is kept
-
-    def deployment(self, deployment_id: str) -> Deployment:
-        """One deployment, or NotFoundError."""
-        return self._get(self._deployments, "model", deployment_id)
-
-    def deployments(self, job_id: str) -> list[Deployment]:
-        """Those of a job, in order of trial number."""
-        with self._lock:
-            found = [copy.deepcopy(d) for d in self._deployments.values() if d.job_id == job_id]
-        return sorted(found, key=lambda deployment: deployment.trial_number)
-
-    def set_test(self, deployment_id: str, test: Accuracy, details: Mapping[str, Json]) -> bool:
-        """Stores the test counts once, and merges the details."""
-        added = as_json(dict(details))
-        with self._lock:
-            deployment = self.deployment(deployment_id)
-            if deployment.test is not None:
-                return False
-            merged = dict(deployment.details) | added
-            self._deployments[deployment_id] = replace(deployment, test=test, details=merged)
-            return True
 
     # ---------------------------------------------------------------------- events and catalogue
 
@@ -366,6 +374,10 @@ class MemoryLedger(Ledger):
             if key not in records:
                 raise not_found(what, key)
             return copy.deepcopy(records[key])
+
+
+def _asked_for(record: DatasetRecord | JobRecord, states: Sequence[str], tenant: str | None) -> bool:
+    return (not states or record.state in states) and (tenant is None or record.tenant == tenant)
 
 
 def _given(stage: StageRecord) -> StageRecord:

@@ -116,14 +116,22 @@ def not_found(what: str, name: str) -> NotFoundError:
 def dataset_record(row: DatasetRow) -> DatasetRecord:
     """From its row."""
     return DatasetRecord(
-        row.id, row.name, row.stage_key, row.state, row.reason, tuple(row.faults), row.summary, row.created_at
+        row.id,
+        row.name,
+        row.stage_key,
+        row.state,
+        row.reason,
+        tuple(row.faults),
+        row.summary,
+        row.created_at,
+        row.tenant,
     )
 
 
 def job_record(row: JobRow) -> JobRecord:
     """From its row."""
     spec = JobSpec.from_json(row.spec)
-    return JobRecord(row.id, spec, row.state, row.reason, row.created_at, row.started_at, row.finished_at)
+    return JobRecord(row.id, spec, row.state, row.reason, row.created_at, row.started_at, row.finished_at, row.tenant)
 
 
 def trial_record(row: TrialRow) -> TrialRecord:
@@ -152,12 +160,15 @@ def stage_record(row: StageRow, progress: Mapping[str, Json] | None = None) -> S
         faults=tuple(row.faults),
         seconds=row.seconds,
         progress=progress or {},
+        not_before=row.not_before,
     )
 
 
 def attempt_record(row: AttemptRow) -> AttemptRecord:
     """From its row."""
-    return AttemptRecord(row.id, row.stage_key, row.token, row.state, row.expires_at, row.threads)
+    return AttemptRecord(
+        row.id, row.stage_key, row.token, row.state, row.expires_at, row.threads, row.opened_at, row.ended_at
+    )
 
 
 def deployment_values(deployment: Deployment) -> dict[str, Json]:

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, Engine, UpdateBase
+from sqlalchemy import CursorResult, Engine, UpdateBase, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from stillhouse.search.domain import Json
+from stillhouse.search.errors import AwayError
 from stillhouse.service.db.connect import WRITE, connect
-from stillhouse.service.db.tables import Base
+from stillhouse.service.db.tables import Base, KeyRow
 
 
 class Sessions:
@@ -43,16 +45,20 @@ class Sessions:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that only reads."""
+        """A transaction that only reads; AwayError when the database does not answer."""
         self._after_fork()
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+        with _away(), Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that writes: committed at the end, rolled back on an error."""
+        """A transaction that writes: committed at the end, rolled back on an error.
+
+        Raises:
+            AwayError: The database does not answer: what was to be written may have been, or not.
+        """
         self._after_fork()
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with _away(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:
@@ -60,10 +66,24 @@ class Sessions:
         self._engine.dispose(close=self._pid == os.getpid())
 
 
+@contextmanager
+def _away() -> Iterator[None]:
+    """Tells what the database cannot do now (refused, dropped, locked, disk full) from what is wrong with a call."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise AwayError(f"the database does not answer: {error.orig}") from error
+
+
 def insert_new(session: Session, table: type[Base], values: Mapping[str, Json]) -> bool:
     """Inserts a row unless a unique key is taken; False when it was. Waits for a racing writer."""
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     return rows_changed(session, insert(table).values(**values).on_conflict_do_nothing()) == 1
+
+
+def lock_key(session: Session, key_id: str) -> None:
+    """Puts what one API key makes in line until it is committed, so that its quotas hold in a race."""
+    session.execute(select(KeyRow.id).where(KeyRow.id == key_id).with_for_update())
 
 
 def rows_changed(session: Session, statement: UpdateBase) -> int:

@@ -4,7 +4,9 @@
 
     stages <-- datasets <-- jobs <-- trials
        ^                     ^---- deployments
-       +---- attempts        +---- events            catalogue (one row)
+       +---- attempts        +---- events            catalogue (one row), keys, audit
+
+Data sets and jobs belong to a tenant, and what hangs on a job with it; stages are shared by content.
 
 Times are Unix seconds. A partial unique index holds the promise that a stage has at most one open attempt.
 """
@@ -13,7 +15,19 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from stillhouse.search.domain import Json
@@ -52,6 +66,7 @@ class StageRow(Base):
     faults: Mapped[list[str]]
     seconds: Mapped[float | None]
     created_at: Mapped[float]
+    not_before: Mapped[float | None]
 
 
 class AttemptRow(Base):
@@ -60,7 +75,7 @@ class AttemptRow(Base):
     __tablename__ = "attempts"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    stage_key: Mapped[str] = mapped_column(ForeignKey("stages.key"))
+    stage_key: Mapped[str] = mapped_column(ForeignKey("stages.key"), index=True)
     token: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16), index=True)
     expires_at: Mapped[float]
@@ -86,13 +101,18 @@ class DatasetRow(Base):
     __tablename__ = "datasets"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    key_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    source_bytes: Mapped[int] = mapped_column(BigInteger)
     name: Mapped[str] = mapped_column(Text)
-    stage_key: Mapped[str] = mapped_column(ForeignKey("stages.key"), unique=True)
+    stage_key: Mapped[str] = mapped_column(ForeignKey("stages.key"), index=True)
     state: Mapped[str] = mapped_column(String(16), index=True)
     reason: Mapped[str | None] = mapped_column(Text)
     faults: Mapped[list[str]]
     summary: Mapped[dict[str, Json]]
     created_at: Mapped[float]
+
+    __table_args__ = (UniqueConstraint("tenant", "stage_key"),)
 
 
 class JobRow(Base):
@@ -101,6 +121,8 @@ class JobRow(Base):
     __tablename__ = "jobs"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    key_id: Mapped[str | None] = mapped_column(String(32), index=True)
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), index=True)
     spec: Mapped[dict[str, Json]]
     state: Mapped[str] = mapped_column(String(16), index=True)
@@ -108,8 +130,13 @@ class JobRow(Base):
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
-    idempotency_key: Mapped[str | None] = mapped_column(Text, unique=True)
+    idempotency_key: Mapped[str | None] = mapped_column(Text)
     body_hash: Mapped[str] = mapped_column(String(64))
+
+    __table_args__ = (
+        UniqueConstraint("tenant", "idempotency_key"),
+        Index("ix_jobs_tenant_created_at_id", "tenant", "created_at", "id"),
+    )
 
 
 class TrialRow(Base):
@@ -126,6 +153,8 @@ class TrialRow(Base):
     accuracy: Mapped[float | None]
     epochs: Mapped[int | None] = mapped_column(Integer)
     reason: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (Index("ix_trials_counted", "job_id", "state", "accuracy"),)
 
 
 class DeploymentRow(Base):
@@ -147,6 +176,8 @@ class DeploymentRow(Base):
     preprocess: Mapped[dict[str, Json]]
     details: Mapped[dict[str, Json]]
     created_at: Mapped[float]
+
+    __table_args__ = (Index("ix_deployments_created_at_id", "created_at", "id"),)
 
 
 class EventRow(Base):
@@ -175,3 +206,35 @@ class CatalogueRow(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     data: Mapped[dict[str, Json]]
     published_at: Mapped[float]
+
+
+class KeyRow(Base):
+    """An API key: what is known of it, and the hash of its secret. Rows are kept when keys are revoked."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    tenant: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[list[str]]
+    secret_hash: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+
+
+class AuditRow(Base):
+    """A request that was let in and may have changed something."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+    at: Mapped[float]
+    key_id: Mapped[str | None] = mapped_column(String(32))
+    tenant: Mapped[str] = mapped_column(String(64))
+    method: Mapped[str] = mapped_column(String(16))
+    path: Mapped[str] = mapped_column(Text)
+    status: Mapped[int] = mapped_column(Integer)
+    request_id: Mapped[str] = mapped_column(String(32))
+
+    __table_args__ = (Index("ix_audit_tenant_id", "tenant", "id"), {"sqlite_autoincrement": True})

@@ -10,12 +10,13 @@ import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from stillhouse.search.domain import Json, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import StageError
 from stillhouse.search.job import AttemptRecord, DatasetRecord, StageRecord
+from stillhouse.search.owner import NOBODY, Owner
 from stillhouse.search.states import DATASET, check_move
 from stillhouse.service.db.records import (
     as_json,
@@ -29,7 +30,7 @@ from stillhouse.service.db.records import (
     not_found,
     stage_record,
 )
-from stillhouse.service.db.sessions import Sessions, insert_new, rows_changed
+from stillhouse.service.db.sessions import Sessions, insert_new, lock_key, rows_changed
 from stillhouse.service.db.tables import AttemptRow, DatasetRow, StageRow
 
 _KEYS_A_QUERY = 500
@@ -43,12 +44,16 @@ class WorkTables:
 
     # --------------------------------------------------------------------------------- data sets
 
-    def add_dataset(self, name: str, plan: StagePlan) -> DatasetRecord:
+    def add_dataset(self, name: str, plan: StagePlan, *, owner: Owner = NOBODY, source_bytes: int = 0) -> DatasetRecord:
         """Stores a data set and its ingest stage, or puts a failed one back to pending."""
+        mine = (DatasetRow.tenant == owner.tenant, DatasetRow.stage_key == plan.key)
         with self._sessions.write() as session:
             _ensure_stage(session, plan)
-            new = {
+            new: dict[str, Json] = {
                 "id": new_id("ds"),
+                "tenant": owner.tenant,
+                "key_id": owner.key,
+                "source_bytes": source_bytes,
                 "name": as_text(name),
                 "stage_key": plan.key,
                 "state": "pending",
@@ -56,12 +61,14 @@ class WorkTables:
                 "summary": {},
                 "created_at": time.time(),
             }
-            insert_new(session, DatasetRow, new)
-            failed = (DatasetRow.stage_key == plan.key, DatasetRow.state == "failed")
-            again = update(DatasetRow).where(*failed).values(state="pending", reason=None, faults=[], summary={})
-            if rows_changed(session, again):
-                _reopen_stage(session, plan)
-            return dataset_record(session.scalars(select(DatasetRow).where(DatasetRow.stage_key == plan.key)).one())
+            if owner.key is not None and session.scalars(select(DatasetRow.id).where(*mine)).one_or_none() is None:
+                lock_key(session, owner.key)
+                owner.check_dataset_bytes(_dataset_bytes(session, owner.key), source_bytes)
+            is_new = insert_new(session, DatasetRow, new)
+            again = update(DatasetRow).where(*mine, DatasetRow.state == "failed")
+            if rows_changed(session, again.values(state="pending", reason=None, faults=[], summary={})) or is_new:
+                _reopen_stage(session, plan)  # a new one's stage may have failed for another tenant
+            return dataset_record(session.scalars(select(DatasetRow).where(*mine)).one())
 
     def dataset(self, dataset_id: str) -> DatasetRecord:
         """One data set, or NotFoundError."""
@@ -71,13 +78,20 @@ class WorkTables:
                 raise not_found("data set", dataset_id)
             return dataset_record(row)
 
-    def datasets(self, *states: str) -> list[DatasetRecord]:
-        """Those in these states, oldest first."""
+    def datasets(self, *states: str, tenant: str | None = None) -> list[DatasetRecord]:
+        """Those in these states of a tenant, oldest first."""
         query = select(DatasetRow).order_by(DatasetRow.created_at, DatasetRow.id)
         if states:
             query = query.where(DatasetRow.state.in_(states))
+        if tenant is not None:
+            query = query.where(DatasetRow.tenant == tenant)
         with self._sessions.read() as session:
             return [dataset_record(row) for row in session.scalars(query)]
+
+    def dataset_bytes(self, key: str) -> int:
+        """Bytes of what an API key uploaded."""
+        with self._sessions.read() as session:
+            return _dataset_bytes(session, key)
 
     def end_dataset(
         self, dataset_id: str, state: str, *, summary: Mapping[str, Json], reason: str | None, faults: Sequence[str]
@@ -128,8 +142,10 @@ class WorkTables:
         """Moves pending -> running; of several callers at once, one gets the attempt."""
         now = time.time()
         with self._sessions.write() as session:
-            change = update(StageRow).where(StageRow.key == key, StageRow.state == "pending")
-            if rows_changed(session, change.values(state="running", attempts=StageRow.attempts + 1)) != 1:
+            due = or_(StageRow.not_before.is_(None), StageRow.not_before <= now)
+            change = update(StageRow).where(StageRow.key == key, StageRow.state == "pending", due)
+            values = {"state": "running", "attempts": StageRow.attempts + 1, "reason": None, "not_before": None}
+            if rows_changed(session, change.values(**values)) != 1:
                 return None
             row = AttemptRow(
                 id=new_id("att"),
@@ -157,6 +173,12 @@ class WorkTables:
     def open_attempts(self) -> list[AttemptRecord]:
         """Attempts in state open, oldest first."""
         query = select(AttemptRow).where(AttemptRow.state == "open").order_by(AttemptRow.opened_at, AttemptRow.id)
+        with self._sessions.read() as session:
+            return [attempt_record(row) for row in session.scalars(query)]
+
+    def attempts(self, key: str) -> list[AttemptRecord]:
+        """Those at a stage, oldest first."""
+        query = select(AttemptRow).where(AttemptRow.stage_key == key).order_by(AttemptRow.opened_at, AttemptRow.id)
         with self._sessions.read() as session:
             return [attempt_record(row) for row in session.scalars(query)]
 
@@ -203,15 +225,22 @@ class WorkTables:
         values = {"state": "failed", "reason": as_text(reason), "faults": as_json(list(faults))}
         return self._end_attempt(attempt_id, token, "failed", values)
 
-    def lose(self, attempt_id: str, *, max_attempts: int | None) -> bool:
+    def lose(
+        self, attempt_id: str, *, max_attempts: int | None, wait_s: float = 0.0, reason: str | None = None
+    ) -> bool:
         """Ends an open attempt whose process is gone."""
+        now = time.time()
         with self._sessions.write() as session:
             change = update(AttemptRow).where(AttemptRow.id == attempt_id, AttemptRow.state == "open")
-            if rows_changed(session, change.values(state="lost", ended_at=time.time())) != 1:
+            if rows_changed(session, change.values(state="lost", ended_at=now)) != 1:
                 return False
             key = session.scalars(select(AttemptRow.stage_key).where(AttemptRow.id == attempt_id)).one()
             attempts = session.scalars(select(StageRow.attempts).where(StageRow.key == key)).one()
-            values: dict[str, Json] = {"state": "pending"}
+            values: dict[str, Json] = {
+                "state": "pending",
+                "reason": as_text_or_none(reason),
+                "not_before": now + wait_s if wait_s > 0 else None,
+            }
             if max_attempts is None:
                 values["attempts"] = attempts - 1
             elif attempts >= max_attempts:
@@ -235,6 +264,10 @@ def _held(attempt_id: str, token: str) -> tuple[Json, ...]:
     return AttemptRow.id == attempt_id, AttemptRow.token == token, AttemptRow.state == "open"
 
 
+def _dataset_bytes(session: Session, key: str) -> int:
+    return int(session.scalar(select(func.sum(DatasetRow.source_bytes)).where(DatasetRow.key_id == key)) or 0)
+
+
 def _ensure_stage(session: Session, plan: StagePlan) -> None:
     new = {
         "key": plan.key,
@@ -250,5 +283,12 @@ def _ensure_stage(session: Session, plan: StagePlan) -> None:
 
 def _reopen_stage(session: Session, plan: StagePlan) -> bool:
     change = update(StageRow).where(StageRow.key == plan.key, StageRow.state == "failed")
-    values = {"state": "pending", "attempts": 0, "reason": None, "faults": [], "plan": as_json(plan.to_json())}
+    values = {
+        "state": "pending",
+        "attempts": 0,
+        "reason": None,
+        "faults": [],
+        "plan": as_json(plan.to_json()),
+        "not_before": None,
+    }
     return rows_changed(session, change.values(**values)) == 1

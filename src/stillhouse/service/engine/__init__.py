@@ -1,1 +1,1 @@
-"""Engines: where attempts run. ``local`` runs them on this machine."""
+"""Engines: where attempts run. ``local`` runs them on this machine, ``ray`` on a cluster."""

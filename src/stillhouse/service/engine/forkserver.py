@@ -3,7 +3,9 @@
 Run as ``python -P -m stillhouse.service.engine.forkserver FD MODULE...``: it imports the modules, then reads
 one JSON command a line from the socket FD and answers with one JSON event a line::
 
-    {"do": "start", "id", "target", "args", "log", "env", "grace_s"}    -> {"ended": id, "code": int} once it ended
+    {"do": "start", "id", "target", "args", "log", "env",
+     "grace_s", "memory_bytes"}  -> {"ended": id, "code": int, "held_bytes": int} once it ended;
+                                    held_bytes > 0: its group held more than memory_bytes, and was killed
     {"do": "cancel", "id"}       SIGTERM to its group, SIGKILL after grace_s
     {"do": "close"}, or EOF      cancels all, ends when they are gone
 
@@ -28,21 +30,27 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 _POLL_S = 1.0
 """How often a process looks whether its parent is still there."""
+_WEIGH_S = 0.25
+"""How often the memory of attempts is looked at that may hold only so much."""
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass
 class _Child:
-    """One running attempt; ``kill_at`` is set once it was told to end."""
+    """One running attempt; ``kill_at`` is set once it was told to end, ``held_bytes`` once it held too much."""
 
     id: str
     pid: int
     grace_s: float
+    memory_bytes: int | None = None
     kill_at: float | None = None
+    held_bytes: int = 0
 
     def terminate(self) -> None:
         """SIGTERM to the group; SIGKILL is due after the grace period."""
@@ -55,6 +63,12 @@ class _Child:
         if self.kill_at is not None and time.monotonic() >= self.kill_at:
             _signal_group(self.pid, signal.SIGKILL)
 
+    def kill_if_large(self, held: Mapping[int, int]) -> None:
+        """SIGKILL to the group of one that holds more memory than it may."""
+        if self.memory_bytes is not None and held.get(self.pid, 0) > self.memory_bytes:
+            self.held_bytes = held[self.pid]
+            _signal_group(self.pid, signal.SIGKILL)
+
 
 class _Server:
     """The loop: commands in, forks, deaths out."""
@@ -65,6 +79,7 @@ class _Server:
         self._children: dict[str, _Child] = {}
         self._unread = b""
         self._closing = False
+        self._weigh_at = 0.0
         # A death of a child must wake the select below: Python writes a byte here at every signal.
         self._wake, wake_writer = os.pipe()
         self._own = (channel.fileno(), self._wake, wake_writer)
@@ -87,10 +102,20 @@ class _Server:
             for child in list(self._children.values()):
                 self._reap(child)
                 child.kill_if_due()
+            self._weigh()
+
+    def _weigh(self) -> None:
+        if time.monotonic() < self._weigh_at or not any(child.memory_bytes for child in self._children.values()):
+            return
+        self._weigh_at = time.monotonic() + _WEIGH_S
+        held = held_bytes()
+        for child in self._children.values():
+            child.kill_if_large(held)
 
     def _patience(self) -> float:
         due = [child.kill_at - time.monotonic() for child in self._children.values() if child.kill_at is not None]
-        return min(_POLL_S, max(0.01, min(due, default=_POLL_S)))
+        most = _WEIGH_S if any(child.memory_bytes for child in self._children.values()) else _POLL_S
+        return min(most, max(0.01, min(due, default=_POLL_S)))
 
     def _read(self) -> None:
         try:
@@ -134,7 +159,9 @@ class _Server:
         os.close(ready_writer)
         os.read(ready, 1)  # the child leads its own group from here on, or is dead
         os.close(ready)
-        self._children[command["id"]] = _Child(command["id"], pid, float(command["grace_s"]))
+        self._children[command["id"]] = _Child(
+            command["id"], pid, float(command["grace_s"]), command.get("memory_bytes")
+        )
 
     def _reap(self, child: _Child) -> None:
         pid, status = os.waitpid(child.pid, os.WNOHANG)
@@ -142,7 +169,8 @@ class _Server:
             return
         _signal_group(child.pid, signal.SIGKILL)  # what the attempt started does not outlive it
         del self._children[child.id]
-        self._tell({"ended": child.id, "code": os.waitstatus_to_exitcode(status)})
+        code = os.waitstatus_to_exitcode(status)
+        self._tell({"ended": child.id, "code": code, "held_bytes": child.held_bytes})
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         with contextlib.suppress(ConnectionError):  # its user is gone: the next read says so
@@ -153,6 +181,23 @@ def _signal_group(pid: int, number: int) -> None:
     # PermissionError: on some systems a group of which only zombies are left.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
+
+
+def held_bytes() -> dict[int, int]:
+    """Resident memory by process group, in bytes, without files that are only mapped; empty where there is no /proc.
+
+    Not by RLIMIT_AS: torch reserves many times the addresses that it uses. Pages that a group shares with the server
+    (torch itself) count for each of its processes.
+    """
+    held: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            group = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[2])
+            pages = (folder / "statm").read_text().split()
+        except (OSError, IndexError, ValueError):  # it has just ended
+            continue
+        held[group] = held.get(group, 0) + (int(pages[1]) - int(pages[2])) * _PAGE_BYTES
+    return held
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:

@@ -23,7 +23,7 @@ from stillhouse.search.errors import StillhouseError
 from stillhouse.search.job import AttemptRecord
 from stillhouse.search.ports import Engine
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _CLOSE_MARGIN_S = 5.0
 
 
@@ -33,6 +33,7 @@ class LocalEngine(Engine):
     Args:
         home: Folder whose ``logs`` hold one log an attempt, and the server's own ``engine.log``.
         slots: Attempts at once; None takes one for each visible GPU, or 1 without a GPU.
+        memory_bytes: What the processes of one attempt may hold; None for any amount.
         target: ``module:function`` that a process runs as ``function(attempt_id, threads, home)``.
         preload: Modules that the server imports once, before it forks.
         grace_s: Seconds between SIGTERM and SIGKILL.
@@ -43,15 +44,18 @@ class LocalEngine(Engine):
         home: Path,
         *,
         slots: int | None = None,
+        memory_bytes: int | None = None,
         target: str = "stillhouse.service.worker:run_attempt",
         preload: Sequence[str] = ("stillhouse.service.worker",),
         grace_s: float = 5.0,
     ) -> None:
         self._home, self._target, self._preload, self._grace_s = home, target, tuple(preload), grace_s
+        self._memory_bytes = memory_bytes
         self._gpus = visible_gpus()
         self._slots = slots or len(self._gpus) or 1
         self._lock = threading.RLock()
         self._running: dict[str, int] = {}
+        self._faults: dict[str, str] = {}
         self._unread = b""
         self._closed = False
         (home / "logs").mkdir(parents=True, exist_ok=True)
@@ -93,6 +97,7 @@ class LocalEngine(Engine):
                 "log": str(self._home / "logs" / f"{attempt.id}.log"),
                 "env": self._environment(slot, attempt.threads),
                 "grace_s": self._grace_s,
+                "memory_bytes": self._memory_bytes,
             }
             if not self._send(command):
                 raise StillhouseError(f"the engine's server ended; {self._log_path} says why")
@@ -103,6 +108,11 @@ class LocalEngine(Engine):
         with self._lock:
             self._listen()
             return attempt_id in self._running
+
+    def fault(self, attempt_id: str) -> str | None:
+        """That it held more memory than it may; told once."""
+        with self._lock:
+            return self._faults.pop(attempt_id, None)
 
     def cancel(self, attempt_id: str) -> None:
         """SIGTERM to the attempt's process group, SIGKILL after the grace period; returns at once.
@@ -133,7 +143,7 @@ class LocalEngine(Engine):
         threads = str(self.threads())
         # What this process can import, the server can, however it came by it; "" is the working folder.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-        environment = os.environ | dict.fromkeys(_THREAD_VARIABLES, threads) | {"PYTHONPATH": path}
+        environment = os.environ | dict.fromkeys(THREAD_VARIABLES, threads) | {"PYTHONPATH": path}
         command = [sys.executable, "-P", "-m", "stillhouse.service.engine.forkserver", str(other.fileno())]
         with other, self._log_path.open("ab") as log:
             self._server = subprocess.Popen(
@@ -181,7 +191,16 @@ class LocalEngine(Engine):
                 return
             *lines, self._unread = (self._unread + data).split(b"\n")
             for line in lines:
-                self._running.pop(json.loads(line)["ended"], None)
+                self._end(json.loads(line))
+
+    def _end(self, event: Mapping[str, Json]) -> None:
+        self._running.pop(event["ended"], None)
+        if event.get("held_bytes") and self._memory_bytes:
+            self._faults[event["ended"]] = (
+                f"its processes held {event['held_bytes'] / 2**20:.0f} MiB of memory, but a stage may hold "
+                f"{self._memory_bytes / 2**20:.0f} MiB (STILLHOUSE_STAGE_MEMORY_BYTES): raise the limit and retry the "
+                "job, or ask for a smaller teacher, teacher_size or number of views"
+            )
 
     def _give_up(self) -> None:
         """After the server's death: its attempts have ended, or end themselves within about a second."""
@@ -193,7 +212,7 @@ class LocalEngine(Engine):
             self._server.wait(_CLOSE_MARGIN_S)
 
     def _environment(self, slot: int, threads: int) -> dict[str, str]:
-        environment = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+        environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         return environment

@@ -20,6 +20,7 @@ export const LIMITS = {
 
 async function answered(answer) {
   if (answer.ok) return answer.json();
+  if (answer.status === 401) location.reload();  // signed out meanwhile: the page itself then asks for a key
   const problem = await answer.json().catch(() => ({}));
   throw new Error([problem.detail ?? `${answer.status} ${answer.statusText}`, ...(problem.faults ?? [])].join("; "));
 }

@@ -134,10 +134,10 @@ function resolved(schema, schemas) {
   return found === schema ? schema : { ...found, ...schema, type: found.type };
 }
 
-/** One field. ``known``: schemas by name, choices and suggestions by field, help by field. */
+/** One field. ``known``: schemas by name, choices and suggestions by field. */
 export function field(name, given, known) {
   const schema = resolved(given, known.schemas);
-  const hint = given.description ?? known.help[name] ?? "";
+  const hint = given.description ?? "";
   const choices = schema.enum ?? schema.items?.enum ?? known.choices[name];
   const suggestions = known.suggestions[name] ?? [];
   if (schema.properties) return partsField(name, schema, hint, known);
@@ -155,11 +155,11 @@ export function field(name, given, known) {
 }
 
 /** A limit of the budget, written in the unit that stands beside it. */
-export function limitField(name, help) {
+export function limitField(name, hint) {
   const [unit, , text, unitText] = LIMITS[name] ?? [1, "", label(name), ""];
   const control = input(name !== "max_image_size");
   control.placeholder = "no limit";
-  const node = labelled(name, text, control, unitText || help[name]);
+  const node = labelled(name, text, control, unitText || hint);
   const read = () => {
     if (name === "max_image_size") return control.value.trim() || undefined;
     const value = number(control.value);

@@ -2,6 +2,10 @@ import { budget, cell, element, get, percent, state } from "./common.js";
 
 const message = document.getElementById("message");
 const table = document.getElementById("jobs");
+const older = document.getElementById("older");
+const STEP = 100;
+let wanted = STEP;
+let timer = 0;
 
 function show(jobs) {
   table.hidden = jobs.length === 0;
@@ -24,14 +28,20 @@ function show(jobs) {
 }
 
 async function refresh() {
+  clearTimeout(timer);
   let wait = 2000;
   try {
-    const jobs = await get("/jobs");
+    const jobs = await get(`/jobs?limit=${wanted}`);
     show(jobs);
+    older.hidden = jobs.length < wanted || wanted >= 1000;
     if (!jobs.some((job) => ["queued", "running"].includes(job.state))) wait = 10000;
   } catch (error) {
     message.textContent = `The server does not answer (${error.message}); trying again.`;
   }
-  setTimeout(refresh, wait);
+  timer = setTimeout(refresh, wait);
 }
+older.addEventListener("click", () => {
+  wanted += STEP;
+  refresh();
+});
 refresh();

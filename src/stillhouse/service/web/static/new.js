@@ -13,7 +13,7 @@ const submit = document.getElementById("submit");
 const failure = document.getElementById("failure");
 const count = document.getElementById("count");
 const rest = document.getElementById("estimate-rest");
-const { limits, choices, help } = JSON.parse(form.getAttribute("data-known"));  // form.dataset is the field of that name
+const OTHER_WORDS = ["max_flops", "max_kbit_per_s", "frames_per_s", "device"];  // for limits that have a field, or no choice
 const wrong = element("small", "", { id: "wrong", class: "upset" });
 let key = newKey();
 let budget = [];
@@ -101,12 +101,13 @@ async function start(event) {
 }
 
 function build(schemas, catalogue) {
-  budget = limits.map((name) => limitField(name, help));
+  const limits = Object.entries(schemas.Limits.properties).filter(([name]) => !OTHER_WORDS.includes(name));
+  budget = limits.map(([name, schema]) => limitField(name, schema.description));
   document.getElementById("budget").append(...budget.map((made) => made.node));
   const methods = catalogue.methods ?? {};
   const pretrained = Object.values(catalogue.weights ?? {}).flat();
   const known = {
-    schemas, help, choices: { ...choices, ...(catalogue.methods ? { method: Object.keys(methods).sort() } : {}),
+    schemas, choices: { ...(catalogue.methods ? { method: Object.keys(methods).sort() } : {}),
       ...(catalogue.tasks ? { task: catalogue.tasks } : {}) },
     suggestions: { teacher: [...new Set([...pretrained, ...(catalogue.names ?? [])])] },
   };

@@ -1,0 +1,113 @@
+"""Answers kept as long as what they tell has not changed: most readers ask for the same few again and again."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from stillhouse.search.domain import Json
+from stillhouse.service.db.lists import Mark
+
+MOST_BYTES = 64 << 20
+"""Of all answers together, packed."""
+_LEVEL = 1
+
+
+@dataclass
+class _Entry:
+    """One answer; its lock lets one thread make it while the others wait."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    told: tuple[Mark, float, bytes, Mapping[str, str]] | None = None
+    """Its mark, until when it is given again, the packed body, the headers: one value, so that it is read whole."""
+
+
+class Kept:
+    """Answers by what was asked, the least recently used forgotten first.
+
+    Args:
+        most_bytes: Of all of them.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._most, self._bytes = most_bytes, 0
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[tuple[object, ...], _Entry] = OrderedDict()
+
+    async def given(
+        self,
+        request: Request,
+        key: tuple[object, ...],
+        mark: Mark,
+        make: Callable[[], tuple[Json, Mapping[str, str]]],
+        *,
+        age_s: float = math.inf,
+    ) -> Response:
+        """As ``answer``, which is called in a thread where one must be made."""
+        with self._lock:
+            entry = self._entries.get((request.state.caller.tenant, *key))
+        if entry is not None and entry.told is not None:
+            known, until, packed, headers = entry.told
+            if known == mark and time.monotonic() < until:
+                return _response(request, packed, headers)
+        return await run_in_threadpool(self.answer, request, key, mark, make, age_s=age_s)
+
+    def answer(
+        self,
+        request: Request,
+        key: tuple[object, ...],
+        mark: Mark,
+        make: Callable[[], tuple[Json, Mapping[str, str]]],
+        *,
+        age_s: float = math.inf,
+    ) -> Response:
+        """The kept answer, or a fresh one.
+
+        Args:
+            request: Says who asks, and whether a packed body may be sent.
+            key: What was asked; by which tenant is added here.
+            mark: Read before what is told; another mark makes the answer anew.
+            make: Gives the body and headers.
+            age_s: Seconds after which it is made anew whatever the mark.
+        """
+        key = (request.state.caller.tenant, *key)
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry())
+            self._entries.move_to_end(key)
+        with entry.lock:
+            if entry.told is None or entry.told[0] != mark or time.monotonic() >= entry.told[1]:
+                body, headers = make()
+                fresh = gzip.compress(dumped(body), _LEVEL, mtime=0)
+                self._count(len(fresh) - (0 if entry.told is None else len(entry.told[2])))
+                entry.told = mark, time.monotonic() + age_s, fresh, headers
+            _, _, packed, headers = entry.told
+        return _response(request, packed, headers)
+
+    def _count(self, more: int) -> None:
+        with self._lock:
+            self._bytes += more
+            while self._bytes > self._most and len(self._entries) > 1:
+                _, oldest = self._entries.popitem(last=False)
+                self._bytes -= 0 if oldest.told is None else len(oldest.told[2])
+
+
+def _response(request: Request, packed: bytes, headers: Mapping[str, str]) -> Response:
+    told = {"Vary": "Accept-Encoding", **headers}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(packed, media_type="application/json", headers={"Content-Encoding": "gzip", **told})
+    return Response(gzip.decompress(packed), media_type="application/json", headers=told)
+
+
+def dumped(body: Json) -> bytes:
+    """JSON as it is sent."""
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

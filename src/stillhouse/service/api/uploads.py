@@ -1,0 +1,142 @@
+"""Resumable uploads of data sets.
+
+::
+
+    POST  /uploads {size, sha256}          -> id, offset (the same offer gives the same upload, wherever it is)
+    PATCH /uploads/{id}  Upload-Offset: n  bytes from n on; as often as needed
+    HEAD  /uploads/{id}                    -> Upload-Offset: where to go on after a break
+    POST  /uploads/{id}/complete {name}    -> the data set
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from stillhouse.search.domain import Json
+from stillhouse.search.errors import ConflictError, UserError
+from stillhouse.service.api import examples
+from stillhouse.service.api.context import Ctx
+from stillhouse.service.api.datasets import add_dataset
+from stillhouse.service.problems import documented
+from stillhouse.service.resumable import Offer, OffsetError, Uploads
+from stillhouse.service.schemas import STRICT
+
+router = APIRouter(tags=["datasets"], prefix="/uploads")
+BYTES = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/offset+octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+ANSWER = examples.given(examples.UPLOAD)
+
+
+class UploadRequest(BaseModel):
+    """What is to come."""
+
+    model_config = STRICT
+
+    size: Annotated[int, Field(strict=True, description="Bytes of the zip.", examples=[52428800])]
+    sha256: Annotated[str, Field(description="sha256 of the zip, 64 hex digits.", examples=["ab" * 32])]
+
+
+class CompleteRequest(BaseModel):
+    """The data set that the upload is to be."""
+
+    model_config = STRICT
+
+    name: Annotated[str | None, Field(description="How to call it.", examples=["birds.zip"])] = None
+    skip_faults: Annotated[bool, Field(strict=True, description="Leave unreadable pictures out and go on.")] = False
+
+
+def tenant_of(request: Request) -> str:
+    """Whose an upload is: others cannot find it."""
+    return str(request.state.caller.tenant or "")
+
+
+Tenant = Annotated[str, Depends(tenant_of)]
+
+
+def uploads_of(ctx: Ctx) -> Uploads:
+    """The server's offers."""
+    return Uploads(ctx.settings.uploads, most_bytes=ctx.settings.max_upload_bytes)
+
+
+@router.post("", status_code=201, responses={**examples.given(examples.UPLOAD, status=201), **documented(422)})
+def create_upload(body: UploadRequest, response: Response, ctx: Ctx, tenant: Tenant) -> dict[str, Json]:
+    """Offers a zip that will be sent in pieces. The same offer gives the same upload, with what has come of it."""
+    ctx.space()(body.size)
+    uploads = uploads_of(ctx)
+    offer = uploads.offer(body.size, body.sha256, owner=tenant)
+    response.headers["Location"] = f"/uploads/{offer.id}"
+    return _told(uploads, offer, response)
+
+
+@router.head("/{upload_id}", include_in_schema=False)
+@router.get("/{upload_id}", responses={**ANSWER, **documented(404, 422)})
+def get_upload(upload_id: str, response: Response, ctx: Ctx, tenant: Tenant) -> dict[str, Json]:
+    """How much of an upload has come: ``offset``, and the header ``Upload-Offset``, which ``HEAD`` gives too."""
+    uploads = uploads_of(ctx)
+    return _told(uploads, uploads.find(upload_id, owner=tenant), response)
+
+
+@router.patch("/{upload_id}", openapi_extra=BYTES, responses={**ANSWER, **documented(404, 409, 413, 422)})
+async def append_to_upload(
+    upload_id: str,
+    request: Request,
+    response: Response,
+    ctx: Ctx,
+    tenant: Tenant,
+    upload_offset: Annotated[int, Header(ge=0, description="Where these bytes go: the upload's offset.")],
+) -> dict[str, Json]:
+    """Takes further bytes. What came before a break is kept; a wrong offset is a 409 that names the right one."""
+    uploads = uploads_of(ctx)
+    offer = await run_in_threadpool(uploads.find, upload_id, owner=tenant)
+    try:
+        with uploads.opened(offer, upload_offset) as file:
+            async for chunk in request.stream():
+                if file.tell() + len(chunk) > offer.size:
+                    raise UserError(f"the upload was offered with {offer.size} bytes, but more came")
+                await run_in_threadpool(file.write, chunk)
+    except OffsetError as error:
+        raise HTTPException(409, str(error), {"Upload-Offset": str(error.offset)}) from None
+    except ConflictError as error:
+        raise HTTPException(409, str(error)) from None
+    return _told(uploads, offer, response)
+
+
+@router.post(
+    "/{upload_id}/complete",
+    status_code=202,
+    responses={**examples.given(examples.DATASET, status=202), **documented(404, 409, 422, 503)},
+)
+def complete_upload(upload_id: str, body: CompleteRequest, ctx: Ctx, tenant: Tenant) -> dict[str, Json]:
+    """Makes a data set of an upload that has come whole: its hash is checked, then it is read in the background."""
+    uploads = uploads_of(ctx)
+    offer = uploads.find(upload_id, owner=tenant)
+    ctx.catalogue()
+    try:
+        path = uploads.complete(offer)
+    except ConflictError as error:
+        raise HTTPException(409, str(error)) from None
+    return add_dataset(ctx, body.name or "upload.zip", str(path), offer.sha256, body.skip_faults)
+
+
+@router.delete("/{upload_id}", status_code=204, responses=documented(404, 422))
+def delete_upload(upload_id: str, ctx: Ctx, tenant: Tenant) -> Response:
+    """Forgets an upload and what has come of it."""
+    uploads = uploads_of(ctx)
+    uploads.drop(uploads.find(upload_id, owner=tenant))
+    return Response(status_code=204)
+
+
+def _told(uploads: Uploads, offer: Offer, response: Response) -> dict[str, Json]:
+    offset = uploads.offset(offer)
+    response.headers.update({"Upload-Offset": str(offset), "Upload-Length": str(offer.size)})
+    response.headers["Cache-Control"] = "no-store"
+    return {"id": offer.id, "offset": offset, "size": offer.size}

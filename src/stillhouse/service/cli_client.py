@@ -1,0 +1,398 @@
+"""``stillhouse client``: all that the API does, from a terminal, against a server that runs anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from stillhouse.search.domain import Json
+from stillhouse.search.errors import UserError
+from stillhouse.search.job import JobSpec
+from stillhouse.service import cli_options as options
+from stillhouse.service.cli_watch import await_dataset, watch_job
+from stillhouse.service.client import Answer, Client
+
+Messages = Callable[[], AbstractContextManager[None]]
+JobId = Annotated[str, typer.Argument(help="Id of a job.")]
+DatasetId = Annotated[str, typer.Argument(help="Id of a data set.")]
+ModelId = Annotated[str, typer.Argument(help="Id of a model.")]
+States = Annotated[list[str] | None, typer.Option("--state", help="Only in this state; repeatable.")]
+Most = Annotated[int, typer.Option("--limit", min=1, help="At most so many lines.")]
+JOB_COLUMNS = ("id", "state", "dataset_name", "trials_ended", "trials_wanted", "best_accuracy", "eta_s")
+MODEL_COLUMNS = ("model", "arch", "image_size", "precision", "macs", "image_bytes", "latency_ms", "accuracy", "split")
+
+
+@dataclass(frozen=True)
+class Server:
+    """Which server, how errors are told, and whether answers are printed as JSON."""
+
+    url: str
+    key: str | None
+    as_json: bool
+    messages: Messages
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """A client whose errors end the command with a message."""
+        with self.messages():
+            try:
+                with Client(self.url, api_key=self.key) as client:
+                    yield client
+            except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise UserError(
+                    f"no Stillhouse answers at {self.url} ({error}); start one, or name it by --url or STILLHOUSE_URL"
+                ) from error
+
+    def show(self, value: Json) -> None:
+        """Prints one thing."""
+        if self.as_json:
+            typer.echo(json.dumps(value, indent=2))
+        else:
+            Console().print_json(data=value)
+
+    def listed(self, lines: Iterable[Answer], columns: Sequence[str]) -> None:
+        """Prints a list: as a table of some columns, or all of it as JSON."""
+        found = list(lines)
+        if self.as_json:
+            typer.echo(json.dumps(found, indent=2))
+            return
+        table = Table(*(column.replace("_", " ") for column in columns), box=SIMPLE_HEAD, pad_edge=False)
+        for line in found:
+            table.add_row(*(escape(_text(line.get(column))) for column in columns))
+        Console().print(table)
+
+
+def commands(messages: Messages) -> typer.Typer:
+    """The sub-commands; ``messages`` turns errors into a message and an exit code."""
+    app = typer.Typer(help="Work with a server's data sets, jobs and models.", no_args_is_help=True)
+
+    @app.callback()
+    def server(
+        ctx: typer.Context,
+        url: Annotated[str, typer.Option(envvar="STILLHOUSE_URL", help="The server.")] = "http://127.0.0.1:8000",
+        key: Annotated[
+            str | None, typer.Option(envvar="STILLHOUSE_API_KEY", help="An API key.", show_default=False)
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print answers as JSON.")] = False,
+    ) -> None:
+        """Work with a server's data sets, jobs and models."""
+        ctx.obj = Server(url, key, as_json, messages)
+
+    for name, made in (("datasets", _datasets()), ("jobs", _jobs()), ("models", _models())):
+        app.add_typer(made, name=name)
+    _add_others(app)
+    return app
+
+
+def _datasets() -> typer.Typer:
+    app = typer.Typer(help="Add, list, show, delete.", no_args_is_help=True)
+
+    @app.command()
+    def add(
+        ctx: typer.Context,
+        data: Annotated[str, typer.Argument(help="ImageFolder zip, or 'textures' (built in).")],
+        name: Annotated[str | None, typer.Option(help="How to call it.")] = None,
+        skip_faults: Annotated[bool, typer.Option(help="Leave unreadable pictures out and go on.")] = False,
+        wait: Annotated[bool, typer.Option(help="Wait until it has been read.")] = False,
+    ) -> None:
+        """Upload pictures. Started again after a break, it goes on where it was."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            if data == "textures" and not Path(data).exists():
+                made = client.builtin(data)
+            elif not Path(data).is_file():
+                raise UserError(f"no file {data!r}; pack the picture folder as one zip")
+            else:
+                with transfer_bar(f"upload {Path(data).name}") as moved:
+                    made = client.upload(Path(data), name=name, skip_faults=skip_faults, progress=moved)
+            server.show(await_dataset(client, made["id"], Console(stderr=True)) if wait else made)
+
+    @app.command("list")
+    def list_all(ctx: typer.Context) -> None:
+        """All data sets, oldest first."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            server.listed(client.datasets(), ("id", "name", "state", "reason"))
+
+    @app.command()
+    def show(ctx: typer.Context, dataset: DatasetId) -> None:
+        """One data set: classes, pictures, bytes-per-picture curve."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            server.show(client.dataset(dataset))
+
+    @app.command()
+    def delete(ctx: typer.Context, dataset: DatasetId) -> None:
+        """Forget a data set without jobs."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            client.delete_dataset(dataset)
+
+    return app
+
+
+def _jobs() -> typer.Typer:
+    app = typer.Typer(help="Create, list, show, watch, cancel, retry, delete.", no_args_is_help=True)
+
+    @app.command()
+    def create(
+        ctx: typer.Context,
+        dataset: DatasetId,
+        max_macs: options.MaxMacs = None,
+        max_flops: options.MaxFlops = None,
+        max_params: options.MaxParams = None,
+        max_model_bytes: options.MaxModelBytes = None,
+        max_image_bytes: options.MaxImageBytes = None,
+        max_kbit_per_s: options.MaxKbitPerS = None,
+        frames_per_s: options.FramesPerS = None,
+        max_image_size: options.MaxImageSize = None,
+        max_latency_ms: options.MaxLatencyMs = None,
+        max_memory_bytes: options.MaxMemoryBytes = None,
+        min_accuracy: options.MinAccuracy = None,
+        device: options.Device = None,
+        budget: options.BudgetFile = None,
+        fields: Annotated[
+            list[str] | None,
+            typer.Option("--set", help="A field of the search: trials=4, qualities=\\[50,75]; repeatable."),
+        ] = None,
+        idempotency_key: Annotated[str | None, typer.Option(help="The same key gives the same job.")] = None,
+        estimate: Annotated[bool, typer.Option(help="Only say what the budget leaves.")] = False,
+        watch: Annotated[bool, typer.Option(help="Show how it goes until it has ended.")] = False,
+    ) -> None:
+        """Start a search."""
+        given, server = dict(locals()), ctx.obj
+        with server.client() as client:
+            limits = options.budget_of(given, budget).to_json()
+            search = fields_of(fields or [])
+            if estimate:
+                server.show(client.estimate(dataset, limits, search))
+                return
+            job = client.create_job(dataset, limits, search, idempotency_key=idempotency_key)
+            _seen(server, client, job, watch=watch)
+
+    @app.command("list")
+    def list_some(
+        ctx: typer.Context,
+        state: States = None,
+        dataset: Annotated[str | None, typer.Option(help="Only of this data set.")] = None,
+        limit: Most = 50,
+    ) -> None:
+        """Jobs, newest first."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            found = client.jobs(states=state or (), dataset=dataset, page=min(limit, 1000))
+            server.listed(_first(found, limit), JOB_COLUMNS)
+
+    _add_job_commands(app)
+    return app
+
+
+def _add_job_commands(app: typer.Typer) -> None:
+    @app.command()
+    def show(ctx: typer.Context, job: JobId) -> None:
+        """One job with its trials."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            server.show(client.job(job))
+
+    @app.command()
+    def watch(ctx: typer.Context, job: JobId) -> None:
+        """Show how a job goes until it has ended; exit code 1 when it is not done then."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            _seen(server, client, client.job(job), watch=True)
+
+    @app.command()
+    def cancel(ctx: typer.Context, job: JobId) -> None:
+        """Stop a job; what it finished stays."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            server.listed([client.cancel(job)], JOB_COLUMNS)
+
+    @app.command()
+    def retry(
+        ctx: typer.Context, job: JobId, watch: Annotated[bool, typer.Option(help="Show how it goes.")] = False
+    ) -> None:
+        """Set a job going again that failed or was cancelled."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            _seen(server, client, client.retry(job), watch=watch)
+
+    @app.command()
+    def delete(ctx: typer.Context, job: JobId) -> None:
+        """Forget a job that has ended, with its models."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            client.delete_job(job)
+
+    @app.command()
+    def trials(ctx: typer.Context, job: JobId, state: States = None) -> None:
+        """A job's trials."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            found = client.trials(job, states=state or ())
+            columns = ("number", "state", "arch", "image_size", "val_accuracy", "stages_done", "stages", "reason")
+            server.listed(({**trial["candidate"], **trial} for trial in found), columns)
+
+    @app.command()
+    def log(
+        ctx: typer.Context,
+        job: JobId,
+        trial: Annotated[int, typer.Argument(help="Number of a trial.")],
+        tail: Annotated[int, typer.Option(min=1, help="Last lines of each attempt's log.")] = 100,
+    ) -> None:
+        """What the attempts at a trial's stages wrote."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            typer.echo(client.log(job, trial, tail=tail), nl=False)
+
+
+def _models() -> typer.Typer:
+    app = typer.Typer(help="List, show, download.", no_args_is_help=True)
+
+    @app.command("list")
+    def list_some(
+        ctx: typer.Context,
+        job: Annotated[str | None, typer.Option(help="Only of this job.")] = None,
+        dataset: Annotated[str | None, typer.Option(help="Only of this data set.")] = None,
+        arch: Annotated[str | None, typer.Option(help="Only of this network.")] = None,
+        precision: Annotated[str | None, typer.Option(help="Only fp32, fp16 or int8.")] = None,
+        limit: Most = 50,
+    ) -> None:
+        """Models, newest first."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            found = client.models(job=job, dataset=dataset, arch=arch, precision=precision, page=min(limit, 1000))
+            server.listed(_first(found, limit), MODEL_COLUMNS)
+
+    @app.command()
+    def show(ctx: typer.Context, model: ModelId) -> None:
+        """One model: figures, and how a picture is prepared for it."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            server.show(client.model(model))
+
+    @app.command()
+    def download(
+        ctx: typer.Context,
+        model: ModelId,
+        out: Annotated[Path, typer.Option(help="File or folder to write to.")] = Path(),
+        onnx: Annotated[bool, typer.Option("--onnx", help="The ONNX file alone, not the bundle.")] = False,
+    ) -> None:
+        """Download a model's bundle. Started again after a break, it goes on where it was."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            name = str(client.model(model)["file"])
+            name = name if onnx else name.removesuffix(".onnx") + ".zip"
+            path = out / name if out.is_dir() else out
+            with transfer_bar(f"download {path.name}") as moved:
+                get = client.download if onnx else client.download_bundle
+                get(model, path, progress=moved)
+            typer.echo(str(path))
+
+    return app
+
+
+def _add_others(app: typer.Typer) -> None:
+    @app.command()
+    def front(
+        ctx: typer.Context,
+        jobs: Annotated[list[str] | None, typer.Argument(help="One job, or several to lay over one another.")] = None,
+        dataset: Annotated[str | None, typer.Option(help="All jobs of this data set.")] = None,
+        objective: Annotated[list[str] | None, typer.Option(help="A cost, across jobs; repeatable.")] = None,
+    ) -> None:
+        """The models that no other beats: of a job, or across jobs."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            if jobs is not None and len(jobs) == 1 and dataset is None and not objective:
+                found = client.front(jobs[0])
+            else:
+                found = client.front_across(dataset=dataset, jobs=jobs or (), objectives=objective or ())
+            if server.as_json:
+                server.show(found)
+            else:
+                server.listed(found["front"], MODEL_COLUMNS)
+
+    @app.command()
+    def devices(ctx: typer.Context) -> None:
+        """Devices that latency and memory are measured on."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            server.show(client.devices())
+
+    @app.command()
+    def catalogue(ctx: typer.Context) -> None:
+        """What the server's workers can build."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            server.show(client.catalogue())
+
+    @app.command()
+    def health(ctx: typer.Context) -> None:
+        """Whether the server can take jobs."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            server.show(client.ready())
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def fields_of(pairs: Sequence[str]) -> dict[str, Json]:
+    """Fields of the search from ``NAME=VALUE``, values as YAML; one stands for a list of one; raises UserError."""
+    found: dict[str, Json] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            read, name = yaml.safe_load(value), name.strip()
+            is_list = isinstance(getattr(JobSpec, name, None), tuple)
+            found[name] = [read] if is_list and not isinstance(read, list) else read
+        except (ValueError, yaml.YAMLError):
+            raise UserError(f"--set is written NAME=VALUE, such as trials=4, but got {pair!r}") from None
+    return found
+
+
+@contextmanager
+def transfer_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with speed and seconds left on a terminal; nothing elsewhere."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(escape(title), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _seen(server: Server, client: Client, job: Answer, *, watch: bool) -> None:
+    if watch:
+        job = watch_job(client, job["id"], Console(stderr=True))
+    server.listed([job], JOB_COLUMNS)
+    if watch and job["state"] != "done":
+        raise typer.Exit(1)
+
+
+def _first(lines: Iterator[Answer], limit: int) -> Iterator[Answer]:
+    for _, line in zip(range(limit), lines, strict=False):
+        yield line
+
+
+def _text(value: Json) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "x".join(str(part) for part in value) if isinstance(value, list) else str(value)

@@ -1,0 +1,54 @@
+"""The memory ledger's deployments."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+
+from stillhouse.search.domain import Accuracy, Deployment, Json
+from stillhouse.search.job import JobRecord
+from stillhouse.service.db.records import as_json, not_found
+
+
+class MemoryModels:
+    """Deployments; see ``stillhouse.search.ports.Ledger`` for what each method promises."""
+
+    _lock: threading.RLock
+    _jobs: dict[str, JobRecord]
+    _deployments: dict[str, Deployment]
+
+    def add_deployment(self, deployment: Deployment) -> bool:
+        """Stores a deployment; False when its id exists."""
+        kept = replace(
+            deployment, preprocess=as_json(dict(deployment.preprocess)), details=as_json(dict(deployment.details))
+        )
+        with self._lock:
+            if deployment.job_id not in self._jobs:
+                raise not_found("job", deployment.job_id)
+            return self._deployments.setdefault(deployment.id, kept) is kept
+
+    def deployment(self, deployment_id: str) -> Deployment:
+        """One deployment, or NotFoundError."""
+        with self._lock:
+            if deployment_id not in self._deployments:
+                raise not_found("model", deployment_id)
+            return copy.deepcopy(self._deployments[deployment_id])
+
+    def deployments(self, job_id: str) -> list[Deployment]:
+        """Those of a job, in order of trial number."""
+        with self._lock:
+            found = [copy.deepcopy(d) for d in self._deployments.values() if d.job_id == job_id]
+        return sorted(found, key=lambda deployment: deployment.trial_number)
+
+    def set_test(self, deployment_id: str, test: Accuracy, details: Mapping[str, Json]) -> bool:
+        """Stores the test counts once, and merges the details."""
+        added = as_json(dict(details))
+        with self._lock:
+            deployment = self.deployment(deployment_id)
+            if deployment.test is not None:
+                return False
+            merged = dict(deployment.details) | added
+            self._deployments[deployment_id] = replace(deployment, test=test, details=merged)
+            return True

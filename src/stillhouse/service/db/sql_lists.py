@@ -1,0 +1,166 @@
+"""The SQL ledger's lists: counted, filtered and cut to a page by the database."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import String, bindparam, delete, exists, func, select, tuple_
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from stillhouse.search.domain import Deployment, Json, StageKind
+from stillhouse.search.errors import ConflictError
+from stillhouse.search.job import TrialRecord
+from stillhouse.service.db.lists import JobFilter, JobLine, Mark, ModelFilter, Place, in_use, not_ended
+from stillhouse.service.db.records import JOB_ENDS, deployment_record, not_found, trial_record
+from stillhouse.service.db.sessions import Sessions, rows_changed
+from stillhouse.service.db.tables import (
+    AttemptRow,
+    DatasetRow,
+    DeploymentRow,
+    EventRow,
+    JobRow,
+    StageRow,
+    TrialRow,
+)
+
+_LOOKED_THROUGH = 50
+"""Measurements that are looked through for one of latency; those of the test split have none."""
+
+_LAST = select(func.max(EventRow.id)).where(EventRow.job_id == bindparam("job", type_=String())).scalar_subquery()
+_JOB_MARK = select(JobRow.state, func.coalesce(_LAST, 0), JobRow.finished_at).where(
+    JobRow.id == bindparam("job", type_=String())
+)
+_JOBS_MARK = select(func.count(JobRow.id), func.max(JobRow.created_at), select(func.max(EventRow.id)).scalar_subquery())
+_OWN = JobRow.tenant == bindparam("tenant", type_=String())
+_OWN_JOB_MARK, _OWN_JOBS_MARK = _JOB_MARK.where(_OWN), _JOBS_MARK.where(_OWN)
+"""Built once: they are asked for with nearly every request, and building takes longer than asking."""
+
+
+class ListTables:
+    """Lists and deletion; see ``stillhouse.service.db.lists.Lists`` for what each method promises."""
+
+    _sessions: Sessions
+
+    def job_lines(self, wanted: JobFilter, *, limit: int, after: Place | None = None) -> list[JobLine]:
+        """Jobs, newest first."""
+        columns = (JobRow.id, JobRow.state, JobRow.reason, DatasetRow.name, JobRow.spec)
+        times = (JobRow.created_at, JobRow.started_at, JobRow.finished_at)
+        query: Any = select(*columns, *times).join(DatasetRow, DatasetRow.id == JobRow.dataset_id)
+        if wanted.tenant is not None:
+            query = query.where(JobRow.tenant == wanted.tenant)
+        if wanted.states:
+            query = query.where(JobRow.state.in_(wanted.states))
+        if wanted.dataset is not None:
+            query = query.where(JobRow.dataset_id == wanted.dataset)
+        if after is not None:
+            query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(after.at, after.id))
+        query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
+        with self._sessions.read() as session:
+            rows = session.execute(query).all()
+            counts, best = _counted(session, [row.id for row in rows])
+        return [_line(row, counts.get(row.id, {}), best.get(row.id)) for row in rows]
+
+    def model_page(
+        self, wanted: ModelFilter, *, limit: int, after: Place | None = None
+    ) -> list[tuple[Place, Deployment]]:
+        """Deployments, newest first."""
+        query = select(DeploymentRow)
+        # Not a join: that would be read in order of jobs, and all of it sorted.
+        own = exists().where(JobRow.id == DeploymentRow.job_id)
+        for column, value in ((JobRow.tenant, wanted.tenant), (JobRow.dataset_id, wanted.dataset)):
+            query = query if value is None else query.where(own.where(column == value))
+        for column, value in (
+            (DeploymentRow.job_id, wanted.job),
+            (DeploymentRow.candidate["arch"].as_string(), wanted.arch),
+            (DeploymentRow.precision, wanted.precision),
+        ):
+            query = query if value is None else query.where(column == value)
+        if after is not None:
+            query = query.where(tuple_(DeploymentRow.created_at, DeploymentRow.id) < tuple_(after.at, after.id))
+        query = query.order_by(DeploymentRow.created_at.desc(), DeploymentRow.id.desc()).limit(limit)
+        with self._sessions.read() as session:
+            return [(Place(row.created_at, row.id), deployment_record(row)) for row in session.scalars(query)]
+
+    def trial_page(self, job_id: str, *, states: Collection[str], limit: int, after: int = -1) -> list[TrialRecord]:
+        """Trials of a job in order of number."""
+        query = select(TrialRow).where(TrialRow.job_id == job_id, TrialRow.number > after)
+        query = query.where(TrialRow.state.in_(states)) if states else query
+        with self._sessions.read() as session:
+            return [trial_record(row) for row in session.scalars(query.order_by(TrialRow.number).limit(limit))]
+
+    def job_mark(self, job_id: str, *, tenant: str | None = None) -> Mark:
+        """State and last event of a job."""
+        with self._sessions.read() as session:
+            connection = session.connection()
+            if tenant is None:
+                row = connection.execute(_JOB_MARK, {"job": job_id}).one_or_none()
+            else:
+                row = connection.execute(_OWN_JOB_MARK, {"job": job_id, "tenant": tenant}).one_or_none()
+        if row is None:
+            raise not_found("job", job_id)
+        return tuple(row)
+
+    def jobs_mark(self, tenant: str | None = None) -> Mark:
+        """Count and last of the jobs, and the last event of any."""
+        with self._sessions.read() as session:
+            connection = session.connection()
+            if tenant is None:
+                return tuple(connection.execute(_JOBS_MARK).one())
+            return tuple(connection.execute(_OWN_JOBS_MARK, {"tenant": tenant}).one())
+
+    def last_host(self) -> tuple[float, Mapping[str, Json]] | None:
+        """The last measurement of latency."""
+        did = (AttemptRow.stage_key == StageRow.key) & (AttemptRow.state == "done")
+        query = select(AttemptRow.ended_at, StageRow.result).join(AttemptRow, did)
+        query = query.where(StageRow.kind == str(StageKind.MEASURE), StageRow.state == "done")
+        with self._sessions.read() as session:
+            rows = session.execute(query.order_by(AttemptRow.ended_at.desc()).limit(_LOOKED_THROUGH)).all()
+        found = ((at, result["metrics"]) for at, result in rows if at is not None and result is not None)
+        return next(((at, metrics) for at, metrics in found if metrics.get("host")), None)
+
+    def delete_job(self, job_id: str) -> None:
+        """Forgets a job that has ended."""
+        with self._sessions.write() as session:
+            state = session.scalar(select(JobRow.state).where(JobRow.id == job_id).with_for_update())
+            if state is None:
+                raise not_found("job", job_id)
+            if state not in JOB_ENDS:
+                raise ConflictError(not_ended(job_id, state))
+            for table in (EventRow, DeploymentRow, TrialRow):
+                session.execute(delete(table).where(table.job_id == job_id))
+            session.execute(delete(JobRow).where(JobRow.id == job_id))
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Forgets a data set without jobs."""
+        with self._sessions.write() as session:
+            state = session.scalar(select(DatasetRow.state).where(DatasetRow.id == dataset_id).with_for_update())
+            if state is None:
+                raise not_found("data set", dataset_id)
+            used = session.scalar(select(func.count(JobRow.id)).where(JobRow.dataset_id == dataset_id))
+            if used or state == "pending":
+                raise ConflictError(in_use(dataset_id, state))
+            try:
+                rows_changed(session, delete(DatasetRow).where(DatasetRow.id == dataset_id))
+                session.flush()
+            except IntegrityError:  # a job came in between
+                raise ConflictError(in_use(dataset_id, state)) from None
+
+
+def _line(row: Any, counts: Mapping[str, int], best: float | None) -> JobLine:
+    times = (row.created_at, row.started_at, row.finished_at)
+    return JobLine(row.id, row.state, row.reason, row.name, row.spec, *times, counts, best)
+
+
+def _counted(session: Session, job_ids: Iterable[str]) -> tuple[dict[str, dict[str, int]], dict[str, float]]:
+    """By job: trials by state, and the best accuracy where one is known."""
+    columns = (TrialRow.job_id, TrialRow.state, func.count(), func.max(TrialRow.accuracy))
+    query = select(*columns).where(TrialRow.job_id.in_(list(job_ids))).group_by(TrialRow.job_id, TrialRow.state)
+    counts: dict[str, dict[str, int]] = {}
+    best: dict[str, float] = {}
+    for job_id, state, count, accuracy in session.execute(query):
+        counts.setdefault(job_id, {})[state] = count
+        if accuracy is not None:
+            best[job_id] = max(accuracy, best.get(job_id, accuracy))
+    return counts, best

@@ -1,0 +1,90 @@
+"""The disk under the home folder: whether it has room, and what dead processes have left on it.
+
+Whatever is written here gets its name last (a temporary name, a sync, a rename), so what a killed process leaves behind
+is a temporary file that nobody reads, or the work folder of a stage that is done.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from stillhouse.search.ports import Home, Ledger
+from stillhouse.service.settings import Settings
+from stillhouse.service.store import DiskStore
+
+STALE_S = 3600.0
+"""A temporary file that was not written to for so long belongs to nobody."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL_WORDS = ("no space left on device", "quota exceeded", "disk is full")
+
+
+class DiskHome(Home):
+    """A ``Home`` on a local disk.
+
+    Args:
+        settings: Where it is, and how much of it must stay free.
+        ledger: Says which stages are done.
+        store: Its artifacts.
+    """
+
+    def __init__(self, settings: Settings, ledger: Ledger, store: DiskStore) -> None:
+        self._settings, self._ledger, self._store = settings, ledger, store
+
+    def lack(self) -> str | None:
+        """Why nothing may be started now; None when there is room."""
+        return lack_of_room(self._settings)
+
+    def tidy(self) -> None:
+        """Removes temporary files of dead processes, and work folders of stages that are done."""
+        self._store.tidy()
+        folders = [folder for folder in _listed(self._settings.work) if folder.is_dir()]
+        stages = self._ledger.stages(folder.name for folder in folders)
+        for folder in folders:
+            if folder.name in stages and stages[folder.name].state == "done":
+                shutil.rmtree(folder, ignore_errors=True)
+        for path in (*self._settings.uploads.glob("*.tmp"), *self._settings.cache.rglob("*.tmp")):
+            if _age_s(path) > STALE_S:
+                path.unlink(missing_ok=True)
+
+
+def lack_of_room(settings: Settings) -> str | None:
+    """Why nothing may be started in this home now; None when there is room."""
+    if not settings.home.is_dir():  # nothing was begun here yet
+        return None
+    free = shutil.disk_usage(settings.home).free
+    if free >= settings.least_free_bytes:
+        return None
+    return (
+        f"the disk of {settings.home} has {free / 2**20:.0f} MiB left, and at least "
+        f"{settings.least_free_bytes / 2**20:.0f} MiB must be free (STILLHOUSE_LEAST_FREE_BYTES); make room, and what "
+        "waits goes on by itself"
+    )
+
+
+def disk_full(error: BaseException) -> bool:
+    """True for an error that comes of a full disk or a used-up quota, however it was wrapped."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return True
+        if any(words in str(cause).lower() for words in _FULL_WORDS):  # libraries in Rust and C++ tell it in words only
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _listed(folder: Path) -> Iterator[Path]:
+    return folder.iterdir() if folder.is_dir() else iter(())
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,0 +1,178 @@
+"""Uploads that can be taken up where they broke off: an offer, then its bytes in any number of requests.
+
+An offer is two files in the folder of uploads: ``<id>.json`` says what is to come, ``<id>.part`` holds what has come.
+So it survives a restart, and its offset is the length of a file. One that nobody goes on with is removed after a day.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from stillhouse.search.errors import ConflictError, DatasetError, NotFoundError, UserError
+
+MOST_AGE_S = 24 * 3600.0
+_ID = re.compile(r"upl_[0-9a-f]{32}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What is to come: ``size`` bytes that hash to ``sha256``, from ``owner``."""
+
+    size: int
+    sha256: str
+    owner: str = ""
+
+    @property
+    def id(self) -> str:
+        """The same for the same offer: who lost the id offers again and goes on."""
+        return "upl_" + hashlib.sha256(f"{self.owner}|{self.size}|{self.sha256}".encode()).hexdigest()[:32]
+
+
+class OffsetError(ConflictError):
+    """The upload is not where the sender thinks.
+
+    Args:
+        offset: Where it is.
+    """
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(f"the upload has {offset} bytes; go on from there (Upload-Offset: {offset})")
+        self.offset = offset
+
+
+class Uploads:
+    """The offers in a folder.
+
+    Args:
+        folder: Made when it is needed.
+        most_bytes: Greatest size of an upload.
+    """
+
+    def __init__(self, folder: Path, *, most_bytes: int) -> None:
+        self._folder, self._most = folder, most_bytes
+
+    def offer(self, size: int, sha256: str, *, owner: str = "") -> Offer:
+        """Takes an offer, or finds the one that was taken before.
+
+        Raises:
+            UserError: A size or hash that cannot be taken.
+        """
+        if not 1 <= size <= self._most:
+            raise UserError(
+                f"1 <= size <= {self._most} bytes must hold, but got {size}; see STILLHOUSE_MAX_UPLOAD_BYTES"
+            )
+        if not _SHA256.fullmatch(sha256):
+            raise UserError(f"sha256 must be 64 hex digits in lower case, but got {sha256[:80]!r}")
+        self.clean()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        found = Offer(size, sha256, owner)
+        self._part(found.id).touch()
+        fresh = self._folder / f"{os.urandom(8).hex()}.tmp"
+        fresh.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        fresh.replace(self._told(found.id))
+        return found
+
+    def find(self, upload_id: str, *, owner: str = "") -> Offer:
+        """The offer of this id; raises NotFoundError."""
+        try:
+            if not _ID.fullmatch(upload_id):
+                raise FileNotFoundError
+            offer = Offer(**json.loads(self._told(upload_id).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            offer = None
+        if offer is None or offer.owner != owner or not self._part(upload_id).exists():
+            raise NotFoundError(
+                f"no such upload: {upload_id[:80]!r}; it was completed, or left for a day: offer it again"
+            )
+        return offer
+
+    def offset(self, offer: Offer) -> int:
+        """Bytes that have come."""
+        return self._part(offer.id).stat().st_size
+
+    @contextmanager
+    def opened(self, offer: Offer, at: int) -> Iterator[BinaryIO]:
+        """The upload's file, open to be written from ``at`` on, synced at the end.
+
+        Raises:
+            OffsetError: The upload is elsewhere.
+            ConflictError: Another request is at it.
+        """
+        with self._part(offer.id).open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConflictError(
+                    "another request is sending to this upload; wait for it, then ask for the offset"
+                ) from None
+            end = file.seek(0, os.SEEK_END)
+            if at != end:
+                raise OffsetError(end)
+            try:
+                yield file
+            finally:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def complete(self, offer: Offer) -> Path:
+        """Checks the bytes and gives the zip its place, ``<sha256>.zip``; the offer is over.
+
+        Raises:
+            ConflictError: Bytes are missing.
+            DatasetError: The bytes are others than those offered, or no zip; they are removed.
+        """
+        part = self._part(offer.id)
+        if (have := self.offset(offer)) != offer.size:
+            raise ConflictError(f"{offer.size - have} of {offer.size} bytes are missing; send them, then complete")
+        with part.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != offer.sha256 or not zipfile.is_zipfile(part):
+            self.drop(offer)
+            what = (
+                "no zip; send the picture folder as one .zip"
+                if digest == offer.sha256
+                else f"not those: they hash to {digest}"
+            )
+            raise DatasetError(
+                f"the bytes must be a zip that hashes to {offer.sha256}, but are {what}; send them again"
+            )
+        kept = part.replace(self._folder / f"{digest}.zip")
+        self._told(offer.id).unlink(missing_ok=True)
+        return kept
+
+    def drop(self, offer: Offer) -> None:
+        """Forgets an offer and what has come."""
+        for path in (self._part(offer.id), self._told(offer.id)):
+            path.unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Removes offers that nobody went on with for a day."""
+        if not self._folder.is_dir():
+            return
+        oldest = time.time() - MOST_AGE_S
+        for part in self._folder.glob("upl_*.part"):
+            try:
+                if part.stat().st_mtime < oldest:
+                    part.unlink()
+                    self._told(part.stem).unlink(missing_ok=True)
+            except FileNotFoundError:
+                continue  # another process was first
+
+    def _part(self, upload_id: str) -> Path:
+        return self._folder / f"{upload_id}.part"
+
+    def _told(self, upload_id: str) -> Path:
+        return self._folder / f"{upload_id}.json"

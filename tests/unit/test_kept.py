@@ -1,0 +1,79 @@
+"""Answers that are kept: given again while the mark holds, made once however many ask, forgotten past a size."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from stillhouse.service.api.kept import Kept
+
+
+def request(encoding: str = "gzip", tenant: str | None = None) -> Request:
+    headers = [(b"accept-encoding", encoding.encode())]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": headers, "state": {}}
+    found = Request(scope)
+    found.state.caller = SimpleNamespace(tenant=tenant)
+    return found
+
+
+class Maker:
+    def __init__(self, body: Any = "x", seconds: float = 0.0) -> None:
+        self.body, self.seconds, self.made = body, seconds, 0
+
+    def __call__(self) -> tuple[Any, dict[str, str]]:
+        time.sleep(self.seconds)
+        self.made += 1
+        return self.body, {"Link": "next"}
+
+
+def test_an_answer_is_given_again_until_its_mark_changes() -> None:
+    kept, make = Kept(), Maker({"a": "ä"})
+    for mark, made in ((1, 1), (1, 1), (2, 2), (1, 3)):
+        answer = kept.answer(request("identity"), ("front",), (mark,), make)
+        assert (answer.body, answer.headers["link"]) == ('{"a":"ä"}'.encode(), "next")
+        assert make.made == made
+    kept.answer(request(), ("other",), (1,), make)
+    assert make.made == 4
+
+
+def test_tenants_do_not_share_answers() -> None:
+    kept = Kept()
+    for tenant in ("one", "two", None):
+        assert kept.answer(request("identity", tenant), ("jobs",), (1,), Maker(tenant)).body == (
+            f'"{tenant}"'.encode() if tenant else b"null"
+        )
+
+
+def test_an_answer_ages(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("stillhouse.service.api.kept.time.monotonic", lambda: now[0])
+    kept, make = Kept(), Maker()
+    for at, made in ((100.0, 1), (100.9, 1), (101.1, 2)):
+        now[0] = at
+        kept.answer(request(), ("jobs",), (1,), make, age_s=1.0)
+        assert make.made == made
+
+
+def test_of_many_who_ask_at_once_one_makes_it() -> None:
+    kept, make, gate = Kept(), Maker(seconds=0.05), threading.Barrier(8)
+
+    def ask(_: int) -> None:
+        gate.wait()
+        kept.answer(request(), ("jobs",), (1,), make)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert make.made == 1
+
+
+def test_the_oldest_are_forgotten_past_the_size() -> None:
+    kept, makers = Kept(most_bytes=100), [Maker(str(number) * 40) for number in range(6)]
+    for number, make in enumerate(makers):
+        kept.answer(request(), (number,), (1,), make)
+    kept.answer(request(), (5,), (1,), makers[5])
+    kept.answer(request(), (0,), (1,), makers[0])
+    assert (makers[5].made, makers[0].made) == (1, 2)
