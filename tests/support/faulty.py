@@ -140,14 +140,6 @@ class Rig:
         self.stop()
         return deaths
 
-    def running_stage(self, kind: StageKind) -> int | None:
-        """The process that works on a stage of a kind and has begun its work; None while there is none."""
-        for attempt in self.ledger.open_attempts():
-            stage = self.ledger.stages([attempt.stage_key])[attempt.stage_key]
-            if stage.plan.kind is kind and stage.progress:
-                return next((pid for pid in self.processes() if _holds(pid, f"{attempt.id}.log")), None)
-        return None
-
     def a_stage(self, *, most_tries: int = 1000) -> int | None:
         """Any process that works on a stage which has not been tried more often."""
         attempts = self.ledger.open_attempts()

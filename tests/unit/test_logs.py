@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+import sys
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.service.logs import RedactingFormatter, redact, redact_event
+from stillhouse.service.logs import RedactingFormatter, configure, redact, redact_event
 
 KEY = "sth_0123456789ab_" + "Ab3_-xyz" * 5 + "abc"
 
@@ -79,3 +83,23 @@ def test_tracebacks_of_libraries_are_cleaned() -> None:
     line = RedactingFormatter("%(message)s").format(record)
     assert "OSError" in line
     assert "S3cret" not in line
+
+
+def test_a_line_without_room_on_the_disk_is_lost_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self) -> None:
+            self.write("")
+
+    root = logging.getLogger()
+    before = list(root.handlers)
+    configure()
+    monkeypatch.setattr(sys, "stderr", Full())
+    try:
+        logging.getLogger("stillhouse.test").error("the disk is full")
+        structlog.get_logger("stillhouse.test").error("the disk is full")
+    finally:
+        structlog.reset_defaults()
+        root.handlers[:] = before

@@ -6,11 +6,13 @@ passwords in addresses, and what is kept under a name that says it is secret.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -55,13 +57,29 @@ def configure() -> None:
             structlog.dev.ConsoleRenderer(colors=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
+        logger_factory=lambda *_: structlog.WriteLogger(_STDERR),
     )
     root = logging.getLogger()
     if not any(isinstance(handler, _ToStderr) for handler in root.handlers):
         handler = _ToStderr()
         handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)
+
+
+class _Stderr(io.TextIOBase):
+    """Standard error as it is at the time of writing; a line that has no room on the disk is lost, and nothing else."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
+_STDERR = cast("TextIO", _Stderr())
 
 
 class RedactingFormatter(logging.Formatter):
@@ -76,7 +94,7 @@ class _ToStderr(logging.Handler):
     """To what standard error is at the time of writing."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(self.format(record) + "\n")
+        _STDERR.write(self.format(record) + "\n")
 
 
 def _cleaned(name: str, value: Any) -> Any:

@@ -34,6 +34,7 @@ from stillhouse.export import stage as export_stage
 from stillhouse.search.domain import Fit, Json, Size, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import DatasetError, LeaseLostError, StillhouseError
 from stillhouse.search.failpoints import passing
+from stillhouse.service import logs
 from stillhouse.service.claim import Claim, LocalClaim, Order
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.home import disk_full
@@ -189,6 +190,7 @@ class Bench:
 
 def run_attempt(attempt_id: str, threads: int, home: str) -> None:
     """Does one attempt beside the database; every outcome is in the ledger when it returns."""
+    logs.configure()
     settings = Settings(home=Path(home))
     claim = LocalClaim(
         SqlLedger(settings.database_url),
