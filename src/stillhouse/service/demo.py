@@ -24,6 +24,7 @@ def demo_request(data: str) -> JobSpec:
         teacher_size=112 if builtin else 192,
         epochs=Epochs(3, 3, 1) if builtin else Epochs(6, 6, 12),
         views=2 if builtin else 4,
+        precisions=("fp32", "int8"),
         ablate="best",
     )
 
