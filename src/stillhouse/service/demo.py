@@ -19,7 +19,7 @@ def demo_request(data: str) -> JobSpec:
         budget=Budget.from_json(
             {"max_macs": 60e6, "max_image_size": 64, "max_model_bytes": 16e6, "max_latency_ms": 20}
         ),
-        trials=4,
+        trials=3,
         seed=0,
         teacher_size=112 if builtin else 192,
         epochs=Epochs(3, 3, 1) if builtin else Epochs(6, 6, 12),
