@@ -11,6 +11,7 @@ in-memory ledger; only the engine is simulated.
   ``filter + random, shared`` also makes each teacher and assistant once.
 - Figure: seconds until the models that are trained to the end and fit the budget have 95 % of the hypervolume of all
   of the table that do, over accuracy, MACs and bytes per picture (costs in octaves, scaled to what fits).
+- And the hypervolume that a search has at so many seconds: the median over seeds. A search ends at the aim.
 - A search is told validation accuracies, which each seed draws anew (binomial, as other validation pictures would);
   hypervolume is counted by the table's accuracies on the test pictures, which no search is told.
 - A ratio is taken seed by seed; the interval is its 2.5 and 97.5 percentile over seeds.
@@ -45,6 +46,8 @@ MEASURE_S = 2.0
 SHARE = 0.95
 MOST_IN_VAIN = 50
 """Proposals in a row that are no news before a plain search is given a candidate drawn at random."""
+TIMES = (300, 600, 900, 1200, 1800, 2700, 4000, 6000, 9000, 13500, 20000, 30000)
+"""Seconds at which the hypervolume is given."""
 BUDGETS = {"75 M MACs": Budget(max_macs=75_000_000), "no limit": Budget(), "25 M MACs": Budget(max_macs=25_000_000)}
 """The first is the one that is reported on; the others say how far that depends on it."""
 
@@ -120,6 +123,15 @@ class Score:
     def reached(self) -> float | None:
         """Seconds until the aim."""
         return next((at for at, share in self.history if share >= SHARE), None)
+
+    @property
+    def seconds(self) -> float:
+        """Until the aim; infinite when it is never reached."""
+        return math.inf if self.reached is None else self.reached
+
+    def share(self, at: float) -> float:
+        """Of the whole hypervolume, at so many seconds."""
+        return max((share for when, share in self.history if when <= at), default=0.0)
 
 
 # ------------------------------------------------------------------------------------------- ours
@@ -207,8 +219,8 @@ class Simulated:
         return _candidate(self.ledger.stages([measure.inputs["onnx"]])[measure.inputs["onnx"]].plan.spec)
 
 
-def ours(table: Table, budget: Budget, workers: int, seed: int, **changes: Any) -> float:
-    """Seconds to the aim by the product's controller; ``changes`` are fields of the job."""
+def ours(table: Table, budget: Budget, workers: int, seed: int, **changes: Any) -> Score:
+    """A search to the aim by the product's controller; ``changes`` are fields of the job."""
     ledger, score = MemoryLedger(), Score(table, budget)
     ledger.publish_catalogue({**table.data["catalogue"], "code": {}})
     dataset = ledger.add_dataset("replay", ingest_plan("replay.zip", "replay", False, {}))
@@ -223,8 +235,8 @@ def ours(table: Table, budget: Budget, workers: int, seed: int, **changes: Any) 
         if engine.capacity() < workers:
             for candidate in engine.advance():
                 if score.trained(candidate, engine.now):
-                    return engine.now
-    return math.inf
+                    return score
+    return score
 
 
 # ------------------------------------------------------------------------------------------ plain
@@ -233,8 +245,8 @@ def ours(table: Table, budget: Budget, workers: int, seed: int, **changes: Any) 
 Ask = Callable[[], tuple[Candidate | None, Callable[..., None]]]
 
 
-def plain(table: Table, budget: Budget, workers: int, ask: Ask) -> float:
-    """Seconds to the aim when each trial makes all of its own."""
+def plain(table: Table, budget: Budget, workers: int, ask: Ask) -> Score:
+    """A search to the aim in which each trial makes all of its own."""
     score, queue, order = Score(table, budget), list[tuple[float, int, Candidate, Any]](), itertools.count()
     now, seen, vain, rng = 0.0, set[Candidate](), 0, random.Random(0)
     while True:
@@ -253,11 +265,11 @@ def plain(table: Table, budget: Budget, workers: int, ask: Ask) -> float:
             if len(queue) < workers and len(seen) < len(table.rows):
                 continue
         if not queue:
-            return math.inf
+            return score
         now, _, candidate, tell = heapq.heappop(queue)
         tell(_values(table, candidate))
         if score.trained(candidate, now):
-            return now
+            return score
 
 
 def by_optuna(table: Table, sampler: optuna.samplers.BaseSampler) -> Ask:
@@ -293,7 +305,7 @@ def drawn(candidates: list[Candidate], seed: int) -> Ask:
     return lambda: (next(left, None), lambda _: None)
 
 
-def shared_random(table: Table, budget: Budget, workers: int, seed: int) -> float:
+def shared_random(table: Table, budget: Budget, workers: int, seed: int) -> Score:
     """``filter + random`` with each teacher and assistant made once: ours without its sampler and its rungs."""
     return ours(table, budget, workers, seed, sampler="random")
 
@@ -305,7 +317,7 @@ def _values(table: Table, candidate: Candidate) -> list[float]:
 
 # ------------------------------------------------------------------------------------------- runs
 
-Search = Callable[[Table, Budget, int, int], float]
+Search = Callable[[Table, Budget, int, int], Score]
 PLAIN: dict[str, Search] = {
     "random": lambda t, b, w, s: plain(t, b, w, drawn(list(t.rows), s)),
     "tpe": lambda t, b, w, s: plain(t, b, w, by_optuna(t, optuna.samplers.TPESampler(seed=s))),
@@ -324,10 +336,15 @@ PARTS: dict[str, Search] = {
 def replay(
     data: dict[str, Any], budget: Budget, workers: int, seeds: int, searches: dict[str, Search]
 ) -> dict[str, Json]:
-    """Seconds of each search, seed by seed, and how many times as long as ours each takes."""
+    """Seconds of each search, how many times as long as ours it takes seed by seed, and its hypervolume over time."""
     tables = [Table(data, seed) for seed in range(seeds)]
-    took = {name: [search(t, budget, workers, s) for s, t in enumerate(tables)] for name, search in searches.items()}
+    runs = {name: [search(t, budget, workers, s) for s, t in enumerate(tables)] for name, search in searches.items()}
+    took = {name: [score.seconds for score in scores] for name, scores in runs.items()}
     found: dict[str, Json] = {"seconds": {name: _spread(values) for name, values in took.items()}}
+    found["hypervolume"] = {
+        name: {str(at): round(float(np.median([score.share(at) for score in scores])), 3) for at in TIMES}
+        for name, scores in runs.items()
+    }
     for name in searches:
         if name != "ours":
             ratios = [other / mine for other, mine in zip(took[name], took["ours"], strict=True)]
@@ -370,7 +387,7 @@ def main() -> None:
                 print(f"{name}, {workers} workers", *(f"  {k}: {v}" for k, v in case.items()), sep="\n", flush=True)
     first = next(iter(found.values()))
     if options.json:
-        print(json.dumps({**{k: v for k, v in first.items() if k != "seconds"}, "cases": found}, indent=1))
+        print(json.dumps({**{k: v for k, v in first.items() if k.startswith("speedup")}, "cases": found}, indent=1))
 
 
 if __name__ == "__main__":

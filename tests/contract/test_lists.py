@@ -10,6 +10,7 @@ import pytest
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Size, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import ConflictError, NotFoundError, UserError
 from stillhouse.search.job import JobSpec
+from stillhouse.search.owner import Owner
 from stillhouse.service.db.lists import JobFilter, Lists, ModelFilter, Place
 
 CANDIDATE = Candidate("resnet18", Size(32, 48), Size(64, 96))
@@ -170,8 +171,18 @@ def test_the_host_is_that_of_the_last_measurement(ledger: Lists) -> None:
     assert found is not None and found[1]["host"] == {"cpu": "new"}
 
 
-@pytest.mark.parametrize("text", ["", "x", "W10", "bnVsbA", "WyJhIiwxXQ", "ä", "W05hTiwiYSJd"])
+@pytest.mark.parametrize("text", ["", "x", "W10", "bnVsbA", "WyJhIiwxXQ", "ä", "W05hTiwiYSJd", "WzEsICJcdWQ4MDAiXQ"])
 def test_what_is_no_cursor_is_told(text: str) -> None:
     with pytest.raises(UserError, match="cursor"):
         Place.parse(text)
     assert Place.parse(Place(1.5, "job_1").cursor()) == Place(1.5, "job_1")
+
+
+def test_a_data_set_that_is_gone_takes_no_bytes_of_its_key(ledger: Lists) -> None:
+    owner = Owner("default", "key_1", max_dataset_bytes=100)
+    plan = StagePlan(StageKind.INGEST, {"name": "counted"})
+    dataset = ledger.add_dataset("counted", plan, owner=owner, source_bytes=80)
+    ledger.end_dataset(dataset.id, "ready", summary={}, reason=None, faults=())
+    assert ledger.dataset_bytes("key_1") == 80
+    ledger.delete_dataset(dataset.id)
+    assert ledger.dataset_bytes("key_1") == 0

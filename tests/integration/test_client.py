@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from served import Served
 from stillhouse.search.domain import Candidate, Cost, Size
-from stillhouse.search.errors import CorruptArtifactError
+from stillhouse.search.errors import CorruptArtifactError, StillhouseError
 from stillhouse.service import transfer
 from stillhouse.service.app import create_app
 from stillhouse.service.cli import app
@@ -270,3 +270,32 @@ def test_a_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     done = CliRunner().invoke(app, ["client", "--url", "http://127.0.0.1:9", "jobs", "list"])
     assert done.exit_code == 2
     assert "no Stillhouse answers at http://127.0.0.1:9" in done.output
+
+
+def test_an_upload_outlasts_a_server_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer.time, "sleep", lambda _: None)
+    (tmp_path / "a.zip").write_bytes(b"zip")
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        if len(asked) in (2, 3, 4):  # the piece breaks, and so do the first questions for the offset
+            raise httpx.ConnectError("away")
+        done = 3 if request.method == "PATCH" else 0
+        return httpx.Response(200, json={"id": "upl_1", "offset": done, "name": "a"})
+
+    with Client("http://127.0.0.1", transport=httpx.MockTransport(answer)) as client:
+        client.upload(tmp_path / "a.zip")
+    assert asked == ["POST", "PATCH", "GET", "GET", "GET", "PATCH", "POST"]
+
+
+def test_a_file_that_changes_while_it_is_fetched_is_told(tmp_path: Path) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        etag, body = ('"one"', b"longer") if request.method == "HEAD" else ('"two"', b"new")
+        return httpx.Response(200, headers={"ETag": etag}, content=body)
+
+    with (
+        Client("http://127.0.0.1", transport=httpx.MockTransport(answer)) as client,
+        pytest.raises(StillhouseError, match="has changed meanwhile"),
+    ):
+        client.download("mdl_1", tmp_path / "a.onnx")

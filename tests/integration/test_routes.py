@@ -327,3 +327,8 @@ def test_the_openapi_document_names_every_limit_and_choice(served: Served) -> No
     assert search["sampler"]["enum"][0] == "auto"
     assert search["objectives"]["items"]["enum"][0] == "macs"
     assert "Who proposes candidates" in search["sampler"]["description"]
+
+
+@pytest.mark.parametrize("url", ["/jobs?dataset=%00", "/models?arch=a%00b", "/pareto?dataset=%00"])
+def test_a_nul_in_a_query_is_told(served: Served, url: str) -> None:
+    assert "NUL" in problem(served.http.get(url), 400)

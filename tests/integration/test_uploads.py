@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from served import Serve, Served, problem
+from stillhouse.search.errors import AwayError
 from stillhouse.service.resumable import MOST_AGE_S
 
 
@@ -95,3 +96,22 @@ def test_what_nobody_goes_on_with_is_removed_after_a_day(served: Served) -> None
     problem(served.http.get(f"/uploads/{old}"), 404)
     assert served.http.get(f"/uploads/{new}").status_code == 200
     assert not list(served.settings.uploads.glob(f"{old}*"))
+
+
+def test_what_could_not_be_stored_can_be_completed_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = zipped()
+    upload = offer(served, content)["id"]
+    send(served, upload, 0, content)
+    store = type(served.ledger).add_dataset
+
+    def away(*_: object, **__: object) -> None:
+        raise AwayError("the database is away")
+
+    monkeypatch.setattr(type(served.ledger), "add_dataset", away)
+    assert "nothing is lost" in problem(served.http.post(f"/uploads/{upload}/complete", json={}), 503)
+    monkeypatch.setattr(type(served.ledger), "add_dataset", store)
+    answer = served.http.post(f"/uploads/{upload}/complete", json={})
+    assert answer.status_code == 202
+    (stage,) = served.ledger.stages([served.ledger.dataset(answer.json()["id"]).stage_key]).values()
+    assert Path(stage.plan.hints["source"]).read_bytes() == content
+    assert [path.suffix for path in served.settings.uploads.iterdir()] == [".zip"]

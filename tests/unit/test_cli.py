@@ -9,7 +9,7 @@ from stillhouse.search.domain import Budget, Size
 from stillhouse.search.errors import BudgetError, DatasetError, StageError, UserError
 from stillhouse.search.job import JobRecord, JobSpec
 from stillhouse.service import cli
-from stillhouse.service.cli_options import LIMITS, budget_of
+from stillhouse.service.cli_options import LIMITS, budget_of, values_of
 from stillhouse.service.run import Outcome
 from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
@@ -70,14 +70,15 @@ def test_a_budget_file_is_read_and_its_mistakes_are_named(tmp_path: Path) -> Non
 
 
 def test_knobs_are_name_and_value() -> None:
-    assert cli._knobs(["gamma=10", "beta=0.5", "flag=true", "word=x"]) == {
+    assert values_of("knob", "gamma=10", ["gamma=10", "beta=0.5", "flag=true", "word=x"]) == {
         "gamma": 10,
         "beta": 0.5,
         "flag": True,
         "word": "x",
     }
-    with pytest.raises(UserError, match="NAME=VALUE"):
-        cli._knobs(["gamma"])
+    for text in ("gamma", "gamma=["):
+        with pytest.raises(UserError, match="--knob is written NAME=VALUE, such as gamma=10"):
+            values_of("knob", "gamma=10", [text])
 
 
 @pytest.mark.parametrize("reason", [None, "1 of the comparisons could not be made: torn"])

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection
 
 import pytest
 
@@ -11,7 +12,7 @@ from instant import catalogue, drive, honest, setup
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Budget, StageKind, StagePlan, StageResult
-from stillhouse.search.job import UNMET, JobRecord
+from stillhouse.search.job import UNMET, Epochs, JobRecord
 from stillhouse.search.retry import retry
 
 
@@ -216,3 +217,45 @@ def test_a_run_in_the_foreground_does_its_own_job_only() -> None:
         controller.step(only=(job.id,))
     assert (ledger.job(job.id).state, ledger.job(other.id).state) == ("done", "queued")
     assert ledger.trials(other.id) == []
+
+
+def test_retry_tries_a_failed_rung_again() -> None:
+    healthy = False
+
+    def work(plan: StagePlan) -> StageResult:
+        if plan.kind is StageKind.STUDENT and not healthy:
+            raise ValueError("disk full")
+        return honest(plan)
+
+    ledger, job, _, controller = setup(work, eta=3, epochs=Epochs(1, 1, 9))
+    assert drive(controller, ledger, job.id) == "failed"
+    healthy = True
+    assert retry(ledger, ledger.job(job.id)).state == "queued"
+    assert drive(controller, ledger, job.id) == "done"
+
+
+def test_nothing_is_kept_of_jobs_that_ended_elsewhere() -> None:
+    ledger, job, _, controller = setup(honest)
+    controller.step()
+    controller.step()
+    assert set(controller._desks) == {job.id}
+    ledger.move_job(job.id, expect=("running",), to="cancelled")
+    controller.step()
+    controller.step()
+    assert not controller._desks
+    assert not controller._started
+
+
+def test_seconds_of_workers_are_those_of_every_stage_that_was_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {"budget": Budget(max_latency_ms=5), "eta": 3, "epochs": Epochs(1, 1, 9), "max_device_s": 1e9}
+    ledger, job, engine, controller = setup(honest, **spec)
+    asked: set[str] = set()
+
+    def seconds(keys: Collection[str], **_: float) -> float:
+        asked.update(keys)
+        return 0.0
+
+    monkeypatch.setattr(ledger, "device_seconds", seconds)
+    assert drive(controller, ledger, job.id) == "done"
+    searched = [plan for plan in engine.done if plan.kind is not StageKind.INGEST and plan.spec.get("split") != "test"]
+    assert {plan.key for plan in searched} <= asked

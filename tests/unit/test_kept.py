@@ -1,5 +1,6 @@
 """Answers that are kept: given again while the mark holds, made once however many ask, forgotten past a size."""
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -77,3 +78,26 @@ def test_the_oldest_are_forgotten_past_the_size() -> None:
     kept.answer(request(), (5,), (1,), makers[5])
     kept.answer(request(), (0,), (1,), makers[0])
     assert (makers[5].made, makers[0].made) == (1, 2)
+
+
+def test_what_an_answer_takes_beside_its_body_counts() -> None:
+    kept = Kept(most_bytes=50_000)
+    for number in range(200):
+        kept.answer(request(), ("jobs", f"x={number}"), (1,), Maker([]))
+    assert len(kept._entries) < 50, "small answers are forgotten too"
+    assert kept._bytes == sum(entry.size for entry in kept._entries.values())
+
+
+async def given(kept: Kept, key: str, make: Maker) -> None:
+    await kept.given(request(), (key,), (1,), make)
+
+
+def test_the_least_recently_used_is_forgotten_first() -> None:
+    kept, make = Kept(most_bytes=3600), Maker()
+    for key in ("a", "b", "c", "a", "d"):  # three fit
+        asyncio.run(given(kept, key, make))
+    before = make.made
+    asyncio.run(given(kept, "a", make))
+    assert make.made == before
+    asyncio.run(given(kept, "b", make))
+    assert make.made == before + 1

@@ -103,3 +103,16 @@ def test_a_line_without_room_on_the_disk_is_lost_and_nothing_else(monkeypatch: p
     finally:
         structlog.reset_defaults()
         root.handlers[:] = before
+
+
+def test_a_line_that_cannot_be_written_as_meant_stops_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = list(root.handlers)
+    configure()
+    try:
+        (ours,) = [handler for handler in root.handlers if handler not in before]
+        ours.handle(logging.LogRecord("stillhouse", logging.WARNING, "a.py", 1, "%d pictures", ("many",), None))
+    finally:
+        structlog.reset_defaults()
+        root.handlers[:] = before
+    assert "Logging error" in capsys.readouterr().err

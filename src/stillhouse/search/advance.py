@@ -26,9 +26,9 @@ from stillhouse.search.plan import Planner, measured_cost, planner, unique
 from stillhouse.search.ports import Ledger
 from stillhouse.search.rungs import promotable
 from stillhouse.search.space import Space
+from stillhouse.search.states import LIVE
 from stillhouse.search.warm import Earlier, earlier
 
-LIVE = ("queued", "running")
 LEAST_SHARE = 0.0005
 """Of the front's hypervolume: what a trial that waits at a rung must promise to train on (``auto``)."""
 
@@ -67,18 +67,32 @@ class Desk:
         self.space.check()
         self.planner: Planner = planner(job, dataset, data)
         pictures = pictures_of(dataset.summary, self.space.classes)
-        prices = Prices(self.planner, Effort(known, pictures, self.space.classes))
-        self.chooser = Chooser(self.space, job.spec, self.planner.levels, prices, past)
-        self.mentors = {key for candidate in self.space.feasible for key, _ in prices.mentors(candidate)}
+        self._prices = Prices(self.planner, Effort(known, pictures, self.space.classes))
+        self.chooser = Chooser(self.space, job.spec, self.planner.levels, self._prices, past)
         self._plans: dict[tuple[Candidate, int], dict[str, tuple[StagePlan, ...]]] = {}
 
+    @cached_property
+    def mentors(self) -> frozenset[str]:
+        """Keys of the stages that come before a student, of all candidates."""
+        return frozenset(key for candidate in self.space.feasible for key, _ in self._prices.mentors(candidate))
+
     def stages(self, candidate: Candidate, level: int) -> dict[str, tuple[StagePlan, ...]]:
-        """The stages that carry a candidate to a rung; by precision to a measured file when it is the last."""
+        """The stages that carry a candidate to a rung; by precision to a measured file when it is the last.
+
+        Level 0 is its costs on the device, if they count.
+        """
         if (candidate, level) not in self._plans:
-            last = level == self.planner.levels[-1]
-            rung = {} if last else {PRECISIONS[0]: self.planner.rung(candidate, level).stages}
-            self._plans[candidate, level] = rung or self.planner.family(candidate)
+            self._plans[candidate, level] = self._planned(candidate, level)
         return self._plans[candidate, level]
+
+    def _planned(self, candidate: Candidate, level: int) -> dict[str, tuple[StagePlan, ...]]:
+        spec = self.planner.spec
+        if level == 0:
+            names = spec.precisions if spec.budget.needs_device else ()
+            return {name: self.planner.costing(candidate, name).stages for name in names}
+        if level == self.planner.levels[-1]:
+            return self.planner.family(candidate)
+        return {PRECISIONS[0]: self.planner.rung(candidate, level).stages}
 
 
 class JobStep:
@@ -119,11 +133,12 @@ class JobStep:
         if self._job.state == "queued":
             self._ledger.move_job(self._job.id, expect=("queued",), to="running")
             self._job = self._ledger.job(self._job.id)
-        trials = [trial for trial in self._ledger.trials(self._job.id) if trial.at_work]
-        chains = [chain for trial in trials for chain in self._plans(trial).values()]
+        trials = self._ledger.trials(self._job.id)
+        at_work = [trial for trial in trials if trial.at_work]
+        chains = [chain for trial in at_work for chain in self._plans(trial).values()]
         self._stored = self._ledger.stages({plan.key for chain in chains for plan in chain})
-        reason = self._spent(self._ledger.trials(self._job.id))
-        for trial in trials:
+        reason = self._spent(trials)
+        for trial in at_work:
             # Once the search is over, what has been finished is still taken in, and nothing more is asked for.
             if reason is None or self._finished(trial):
                 self._advance_trial(trial, over=reason is not None)
@@ -140,7 +155,6 @@ class JobStep:
     def _end(self, state: str, reason: str | None = None) -> None:
         expect = ("running",) if state == "done" else LIVE
         self._ledger.move_job(self._job.id, expect=expect, to=state, reason=reason)
-        self._desks.pop(self._job.id, None)
 
     # ------------------------------------------------------------------------------------ asking
 
@@ -198,7 +212,10 @@ class JobStep:
     def _choose(
         self, trials: Sequence[TrialRecord], ready: Sequence[TrialRecord], beyond: Collection[Candidate], *, new: bool
     ) -> Move | None:
-        return self._desk.chooser.next(trials, ready, new=new, left_out=beyond, paid=self._paid())
+        if not new and not ready:
+            return None
+        paid = self._paid() if self._spec.sampler == "auto" else ()
+        return self._desk.chooser.next(trials, ready, new=new, left_out=beyond, paid=paid)
 
     def _worth(self, move: Move | None, trials: Sequence[TrialRecord]) -> bool:
         """False for a move that is known to be expected to add too little; the first model is worth any."""
@@ -222,10 +239,16 @@ class JobStep:
         if wall is not None and self._now - started >= wall:
             return f"the search had its {wall:g} seconds (max_wall_s)"
         if device is not None:
-            keys = {key for trial in trials for key in trial.stages}
+            keys = {key for trial in trials for key in (*trial.stages, *self._behind(trial))}
             if self._ledger.device_seconds(keys, since=started) >= device:
                 return f"the search had its {device:g} seconds of workers (max_device_s)"
         return None
+
+    def _behind(self, trial: TrialRecord) -> list[str]:
+        """Keys of the stages of its earlier phases: costs on the device, and the rungs that it has reached."""
+        levels = [level for level in (0, *self._desk.planner.levels) if level <= (trial.epochs or 0)]
+        chains = [chain for level in levels for chain in self._desk.stages(trial.candidate, level).values()]
+        return [plan.key for chain in chains for plan in chain]
 
     def _stop(self, trials: Sequence[TrialRecord], reason: str) -> None:
         for trial in trials:
@@ -255,9 +278,12 @@ class JobStep:
         elif (level := self._level(trial)) != self._desk.planner.levels[-1]:
             self._pause(trial, stages[-1].result.metrics["val"], level)
         else:
-            lower = {} if over else {name: self._want(chain) for name, chain in chains.items()}
-            if all(chain[-1].result is not None or failed_stage(chain) is not None for chain in lower.values()):
-                self._deploy(trial, {PRECISIONS[0]: stages, **lower})
+            asked = {name: chain for name, chain in chains.items() if not over or self._is_there(chain)}
+            files = {PRECISIONS[0]: stages, **{name: self._want(chain) for name, chain in asked.items()}}
+            if len(asked) < len(chains) and not self._meets(trial, files):
+                return  # what is missing might meet the budget: the trial is stopped, and nothing is said of the budget
+            if all(chain[-1].result is not None or failed_stage(chain) is not None for chain in files.values()):
+                self._deploy(trial, files)
 
     def _cost(self, trial: TrialRecord) -> None:
         """Sends a trial to its training once a precision of its network meets the limits that need a device."""
@@ -282,18 +308,22 @@ class JobStep:
 
     def _finished(self, trial: TrialRecord) -> bool:
         """True when what it trains for has a result."""
-        plans = self._plans(trial)[PRECISIONS[0]] if trial.state == "training" else ()
-        last = self._stored.get(plans[-1].key) if plans else None
+        return trial.state == "training" and self._is_there(self._plans(trial)[PRECISIONS[0]])
+
+    def _is_there(self, plans: Sequence[StagePlan]) -> bool:
+        """True when the last of these stages has a result."""
+        last = self._stored.get(plans[-1].key)
         return last is not None and last.result is not None
+
+    def _meets(self, trial: TrialRecord, files: Mapping[str, list[StageRecord]]) -> bool:
+        """True when one of the files that are there lies within the budget."""
+        found = [chain[-1].result for chain in files.values()]
+        costs = [trial.cost.merged(measured_cost(result.metrics)) for result in found if result is not None]
+        return any(not self._spec.budget.excess(cost) for cost in costs)
 
     def _plans(self, trial: TrialRecord) -> dict[str, tuple[StagePlan, ...]]:
         """The stages of its present phase, by precision."""
-        if trial.state == "training":
-            return dict(self._desk.stages(trial.candidate, self._level(trial)))
-        if not self._spec.budget.needs_device:
-            return {}
-        costing = self._desk.planner.costing
-        return {name: costing(trial.candidate, name).stages for name in self._spec.precisions}
+        return dict(self._desk.stages(trial.candidate, self._level(trial) if trial.state == "training" else 0))
 
     def _level(self, trial: TrialRecord) -> int:
         """The epochs that it is on the way to."""
@@ -345,7 +375,11 @@ class JobStep:
     def _want(self, plans: Iterable[StagePlan]) -> list[StageRecord]:
         """Makes sure the stages exist and are worked on; returns them as stored."""
         ordered = list(plans)
+        unknown = [plan.key for plan in ordered if plan.key not in self._stored]
+        if unknown:
+            self._stored |= self._ledger.stages(unknown)
         stored = [self._stored.get(plan.key) or self._ledger.ensure_stage(plan) for plan in ordered]
+        self._stored |= {stage.key: stage for stage in stored}
         if failed_stage(stored) is None:
             self._wanted.add(plan for plan, stage in zip(ordered, stored, strict=True) if stage.state != "done")
         return stored

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from stillhouse.search.domain import Candidate
 from stillhouse.search.effort import Mentors, Prices, unpaid
 from stillhouse.search.errors import UserError
-from stillhouse.search.gain import Boxes, Floats, Linear, Places, Prior, quadratic
+from stillhouse.search.gain import Boxes, Floats, Linear, Places, Prior, quadratic, scaled, worst_accuracy
 from stillhouse.search.job import JobSpec, TrialRecord
 from stillhouse.search.sampler import Sampler
 from stillhouse.search.space import Space
@@ -265,16 +265,16 @@ class Chooser:
             _PRETRAINED,
             *[_SQUARE] * (counts * (counts + 1) // 2),
             *[_STEM] * len(self._stems),
-            *[pair for level in self._levels[:-1] for pair in self._rung_prior(level)],
+            *[self._rung_prior(level) for level in self._levels[:-1] for _ in ("random", "pretrained")],
             *[_JOB] * sum(not job.same_recipe for job in self._usable),
         ]
         mean, sd = np.array(weights).T
         return Prior(mean, sd, np.full(len(self._archs), _ARCH_SD))
 
-    def _rung_prior(self, level: int) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Of the offset of a rung, for pretrained networks and for others: the less trained, the lower."""
+    def _rung_prior(self, level: int) -> tuple[float, float]:
+        """Of the offset of a rung: the less trained, the lower."""
         steps = math.log(self._levels[-1] / level) / math.log(self._spec.eta)
-        return (_RUNG[0] * steps, _RUNG[1]), (_RUNG[0] * steps, _RUNG[1])
+        return _RUNG[0] * steps, _RUNG[1]
 
     # ------------------------------------------------------------------------------------ features
 
@@ -377,12 +377,9 @@ class Chooser:
         """(n, m) costs of every feasible candidate, in octaves, scaled to [0, 1) over them."""
         names = [PROXY.get(name, name) for name in self._spec.objectives]
         costs = [self._space.cost(candidate) for candidate in self._space.feasible]
-        octaves = np.log2([[getattr(cost, name) for name in names] for cost in costs])
-        low, high = octaves.min(axis=0), octaves.max(axis=0)
-        found: Floats = (octaves - low) / (1.05 * np.where(high > low, high - low, 1.0))
-        return found
+        return scaled(np.log2([[getattr(cost, name) for name in names] for cost in costs]))
 
     def _boxes(self, seen: _Seen, accuracy: Floats, which: NDArray[np.bool_]) -> Boxes:
         """The front of those trials, with these accuracies (n,)."""
-        worst = max(1 / self._space.classes, self._spec.budget.min_accuracy or 0.0)
+        worst = worst_accuracy(self._space.classes, self._spec.budget)
         return Boxes(accuracy[which], self._scaled[seen.places[which]], worst)

@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from stillhouse.search.advance import LIVE, Desk, JobStep, Wanted
+from stillhouse.search.advance import Desk, JobStep, Wanted
 from stillhouse.search.domain import StageKind, StagePlan
 from stillhouse.search.failpoints import passing
 from stillhouse.search.job import AttemptRecord, DatasetRecord, JobRecord
 from stillhouse.search.ports import Engine, Home, Ledger
+from stillhouse.search.states import LIVE
 
 RETRY_S = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
@@ -82,16 +83,19 @@ class Controller:
         for dataset in self._ledger.datasets("pending"):
             if only is None or dataset.id in only:
                 self._advance_dataset(dataset, wanted)
-        for job in self._ledger.jobs(*LIVE):
+        jobs, slots = self._ledger.jobs(*LIVE), self._slots()
+        for gone in self._desks.keys() - {job.id for job in jobs}:
+            del self._desks[gone]
+        for job in jobs:
             if only is None or job.id in only:
-                self._advance_job(job, wanted)
+                self._advance_job(job, wanted, slots)
         self._cancel_unwanted(wanted)
         self._submit(wanted)
 
-    def _advance_job(self, job: JobRecord, wanted: Wanted) -> None:
+    def _advance_job(self, job: JobRecord, wanted: Wanted, slots: int) -> None:
         """Moves one job on; one that cannot be planned fails alone and holds up no other."""
         try:
-            JobStep(self._ledger, job, wanted, self._desks, slots=self._slots(), now=self._clock()).advance()
+            JobStep(self._ledger, job, wanted, self._desks, slots=slots, now=self._clock()).advance()
         except (KeyError, ValueError, TypeError, ArithmeticError) as error:
             log.exception("job %s cannot be planned", job.id)
             reason = f"unexpected {type(error).__name__} while planning: {error}; the controller's log has the details"
@@ -120,7 +124,9 @@ class Controller:
         database away, all are late, and their next heartbeat is on its way.
         """
         now, late = self._clock(), dict[str, float]()
-        for attempt in self._ledger.open_attempts():
+        opened = self._ledger.open_attempts()
+        self._started &= {attempt.id for attempt in opened}
+        for attempt in opened:
             if not self._engine.running(attempt.id):
                 fault = self._engine.fault(attempt.id)
                 if fault is not None:

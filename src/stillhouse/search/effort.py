@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 from stillhouse.search.catalogue import Catalogue
-from stillhouse.search.domain import Candidate, Json, Size, StageKind, StagePlan
+from stillhouse.search.domain import Candidate, Json, Knobs, Size, StageKind, StagePlan
 from stillhouse.search.plan import Planner
 
 TRAIN_S_PER_MAC, TRAIN_S_PER_PICTURE = 1.6e-10, 2e-3
@@ -108,6 +107,7 @@ class Prices:
     def __init__(self, planner: Planner, effort: Effort) -> None:
         self._planner, self._effort = planner, effort
         self._known: dict[Candidate, tuple[Mentors, float]] = {}
+        self._mentors: dict[tuple[str, Size, Knobs], Mentors] = {}
 
     def remaining(self, candidate: Candidate, epochs: int, paid: Collection[str]) -> float:
         """From now to a measured file.
@@ -137,11 +137,10 @@ class Prices:
     def _priced(self, candidate: Candidate) -> tuple[Mentors, float]:
         """Its mentors' stages, and seconds of an epoch."""
         if candidate not in self._known:
-            spec = self._planner.spec
-            *mentors, student = self._planner.student(candidate, spec.method)
-            whole = replace(student, hints={})
-            self._known[candidate] = (
-                tuple((plan.key, self._effort.seconds(plan)) for plan in mentors),
-                self._effort.seconds(whole) / spec.epochs.student,
-            )
+            alike = candidate.arch, candidate.image_size, candidate.knobs
+            if alike not in self._mentors:
+                *mentors, _ = self._planner.student(candidate, self._planner.spec.method)
+                self._mentors[alike] = tuple((plan.key, self._effort.seconds(plan)) for plan in mentors)
+            epoch = self._effort.epoch(candidate.arch, candidate.network_size, candidate.stem)
+            self._known[candidate] = self._mentors[alike], epoch
         return self._known[candidate]

@@ -25,11 +25,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.search.domain import Budget
 from stillhouse.search.pareto import front, net_order
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
 
+MARGIN = 1.05
+"""Of the range of each cost: where the reference lies, so that the dearest point counts."""
 MOST_CELLS = 1500
 """Boxes that the front is cut into at most; a front that needs more is thinned to a net of its members."""
 
@@ -156,6 +159,18 @@ class Boxes:
         """What the front dominates, up to the reference accuracy and costs of 1."""
         whole = self.volumes(np.zeros((1, self._dims)))[0]
         return float(whole @ (self.levels - self.levels[0]))
+
+
+def scaled(octaves: Floats) -> Floats:
+    """(n, m) costs in octaves, scaled to [0, 1 / MARGIN] over them."""
+    low, high = octaves.min(axis=0), octaves.max(axis=0)
+    found: Floats = (octaves - low) / (MARGIN * np.where(high > low, high - low, 1.0))
+    return found
+
+
+def worst_accuracy(classes: int, budget: Budget) -> float:
+    """Accuracy of the reference: what guessing reaches, or the least that the budget asks for."""
+    return max(1 / classes, budget.min_accuracy or 0.0)
 
 
 def quadratic(x: Floats) -> Floats:

@@ -17,14 +17,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stillhouse.search.domain import Cost, Json
+from stillhouse.search.gain import Floats, scaled, worst_accuracy
 from stillhouse.search.job import Event, JobSpec
 
-Floats = NDArray[np.float64]
-MARGIN = 1.05
-"""Of the range of each cost: where the reference lies, so that the dearest point counts."""
 PLACES = 8192
 """Of the lattice."""
 
@@ -60,8 +57,8 @@ def growth(events: Iterable[Event], spec: JobSpec, *, started_at: float, classes
     done = [event for event in events if event.kind == "trial" and event.data["state"] == "done"]
     points = [_point(event, spec) for event in done]
     known = [point for point in points if point is not None]
-    least = max(1 / classes, spec.budget.min_accuracy or 0.0)
-    volumes = iter(_volumes(_scaled(np.array(known)), least) if known else ())
+    table, least = np.array(known), worst_accuracy(classes, spec.budget)
+    volumes = iter(_volumes(np.column_stack((table[:, 0], scaled(table[:, 1:]))), least) if known else ())
     reached, found = 0.0, []
     for count, (event, point) in enumerate(zip(done, points, strict=True), start=1):
         reached = reached if point is None else next(volumes)
@@ -79,13 +76,6 @@ def _point(event: Event, spec: JobSpec) -> list[float] | None:
     if accuracy is None or accuracy < (spec.budget.min_accuracy or 0.0) or spec.budget.excess(cost):
         return None
     return None if any(not value for value in values) else [accuracy, *(math.log2(value) for value in values)]
-
-
-def _scaled(points: Floats) -> Floats:
-    """(n, m) points with each cost scaled to [0, 1 / MARGIN] over those seen."""
-    costs = points[:, 1:]
-    low, high = costs.min(axis=0), costs.max(axis=0)
-    return np.column_stack((points[:, 0], (costs - low) / (MARGIN * np.where(high > low, high - low, 1.0))))
 
 
 def _volumes(points: Floats, least: float) -> list[float]:

@@ -229,10 +229,3 @@ class Home(Protocol):
 
     def tidy(self) -> None:
         """Removes what processes that died have left behind."""
-
-
-class CostModel(Protocol):
-    """Costs that are known without training or a device."""
-
-    def cost(self, candidate: Candidate) -> Cost:
-        """MACs, parameters, image size, bytes per picture, and a lower bound where exact figures need a device."""

@@ -19,7 +19,8 @@ def retry(ledger: Ledger, job: JobRecord) -> JobRecord:
     dataset = ledger.dataset(job.spec.dataset)
     plan = planner(job, dataset, ledger.catalogue() or {})
     for trial in ledger.trials(job.id):
-        stages: list[StagePlan] = []
+        rungs = [plan.rung(trial.candidate, level) for level in plan.levels[:-1]]
+        stages: list[StagePlan] = [stage for rung in rungs for stage in rung.stages]
         for precision in job.spec.precisions:
             stages += plan.costing(trial.candidate, precision).stages
             for method in (job.spec.method, *baselines(job.spec, plan.catalogue).values()):

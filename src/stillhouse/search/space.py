@@ -41,7 +41,7 @@ _OTHER_ARCH, _OTHER_STEM = 1.0, 0.25
 
 
 class Space:
-    """All candidates of one job with their costs; a ``CostModel``.
+    """All candidates of one job with their costs.
 
     Args:
         catalogue: What can be built.
@@ -69,10 +69,11 @@ class Space:
             for quality in spec.sent_qualities
         }
         self._image_bytes: dict[Size, float] = {}
+        image_sizes = self._image_sizes()
         self._costs = {
             candidate: self._compute(candidate)
             for arch in self._archs
-            for size in self._image_sizes()
+            for size in image_sizes
             for candidate in self._cells(arch, size)
         }
 

@@ -60,6 +60,8 @@ TRIAL: Moves = {
     "infeasible": frozenset(),
     "stopped": frozenset(),
 }
+LIVE = ("queued", "running")
+"""Jobs that something will still happen to."""
 STAGE: Moves = {
     "pending": frozenset({"running"}),
     "running": frozenset({"done", "failed", "pending"}),

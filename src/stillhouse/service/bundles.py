@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 from stillhouse.search.domain import Deployment, Json, content_key
 from stillhouse.search.errors import CorruptArtifactError, NotFoundError, StillhouseError
@@ -40,20 +41,22 @@ class Bundles:
         """
         order = self._order(deployment)
         kept = self._settings.cache / "bundles" / content_key([VERSION, deployment.onnx_sha256, order])
-        with _ONE_AT_A_TIME:
-            if kept.exists() and self._store.has(known := kept.read_text(encoding="utf-8")):
-                return known
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            made = self._made(
-                {**order, "onnx": str(self._store.path(deployment.onnx_sha256))}, kept.with_suffix(".zip")
-            )
-            fresh = kept.with_suffix(f".{os.urandom(4).hex()}")
-            fresh.write_text(made, encoding="utf-8")
-            fresh.replace(kept)
-            return made
+        known = self._known(kept)
+        if known is None:
+            with _ONE_AT_A_TIME:
+                known = self._known(kept) or self._made(order, deployment, kept)
+        return known
 
-    def _made(self, order: dict[str, Json], draft: os.PathLike[str]) -> str:
-        path = self._settings.cache / "bundles" / draft
+    def _known(self, kept: Path) -> str | None:
+        known = kept.read_text(encoding="utf-8") if kept.exists() else ""
+        return known if self._store.has(known) else None
+
+    def _made(self, order: dict[str, Json], deployment: Deployment, kept: Path) -> str:
+        """Makes the bundle, and remembers under ``kept`` which artifact it is."""
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        order = {**order, "onnx": str(self._store.path(deployment.onnx_sha256))}
+        mine = os.urandom(4).hex()
+        path, note = kept.with_suffix(f".{mine}.zip.tmp"), kept.with_suffix(f".{mine}.tmp")
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "stillhouse.service.bundling"],
@@ -65,26 +68,31 @@ class Bundles:
             )
             if done.returncode != 0:
                 raise StillhouseError(f"the bundle cannot be made: {done.stderr.strip()[-1000:]}")
-            return self._store.put(path)
+            made = self._store.put(path)
+            note.write_text(made, encoding="utf-8")
+            note.replace(kept)
+            return made
         finally:
             path.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
 
     def _order(self, deployment: Deployment) -> dict[str, Json]:
         """What the bundle is made of, but for the place of the ONNX file."""
         spec = self._ledger.job(deployment.job_id).spec
-        classes = list(self._ledger.dataset(spec.dataset).summary.get("classes", ()))
+        dataset = self._ledger.dataset(spec.dataset)
+        classes = list(dataset.summary.get("classes", ()))
         return {
             "labels": classes[: spec.classes] if spec.classes else classes,
             "preprocess": dict(deployment.preprocess),
             "card": front_entry(deployment, file="model.onnx"),
-            "pictures": self._source(deployment, spec.dataset, spec.classes, str(spec.fit), spec.colour),
+            "pictures": self._source(deployment, dataset.stage_key, spec.classes, str(spec.fit), spec.colour),
         }
 
     def _source(
-        self, deployment: Deployment, dataset_id: str, classes: int | None, fit: str, colour: str
+        self, deployment: Deployment, ingest_key: str, classes: int | None, fit: str, colour: str
     ) -> dict[str, Json] | None:
         """Where the data set's pictures are; None where they are not here."""
-        stage = self._ledger.stages([self._ledger.dataset(dataset_id).stage_key])
+        stage = self._ledger.stages([ingest_key])
         result = next(iter(stage.values())).result if stage else None
         if result is None:
             return None

@@ -1,9 +1,10 @@
 """Does a network work all the way, from building to int8? One cell, or the whole catalogue.
 
 ``python -m stillhouse.service.cell_check`` checks each architecture in each stem and writes the table
-``search/catalogue_checks.json``. It goes on where it stopped, and begins anew when a library has another version.
-What is checked hardly depends on the size, so that one size stands for all; a network with attention, which reads its
-grid as a whole, is checked at a second one. Weights start from random: a check says that a network works, not how well.
+``search/catalogue_checks.json``. It goes on where it stopped, and begins anew when a library has another version or
+the quantiser another revision. What is checked hardly depends on the size, so that one size stands for all; a network
+with attention, which reads its grid as a whole, is checked at a second one. Weights start from random: a check says
+that a network works, not how well.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from stillhouse.distill import catalogue, zoo
 from stillhouse.export.measure import logits_of
 from stillhouse.export.onnx import export
 from stillhouse.export.parity import check_parity
-from stillhouse.export.quantise import quantise, to_fp16
+from stillhouse.export.quantise import REVISION, quantise, to_fp16
 from stillhouse.search.domain import Json, Size
 from stillhouse.search.errors import StageError
 
@@ -184,7 +185,7 @@ def write_table(path: Path = catalogue.CHECKS, say: Callable[[str], None] = prin
         path: The table.
         say: Gets a line a cell.
     """
-    made_with = {name: version(name).partition("+")[0] for name in LIBRARIES}
+    made_with = {name: version(name).partition("+")[0] for name in LIBRARIES} | {"quantise": str(REVISION)}
     cells = _kept(path, made_with)
     wanted = {
         f"{arch}|{stem}|{size}": (arch, size, stem) for arch in sorted(catalogue.ARCHS) for size, stem in cells_of(arch)
@@ -233,7 +234,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _kept(path: Path, made_with: dict[str, str]) -> dict[str, Json]:
-    """Verdicts of an earlier run with the same libraries."""
+    """Verdicts of an earlier run with the same libraries and quantiser."""
     if not path.exists():
         return {}
     table = json.loads(path.read_text(encoding="utf-8"))

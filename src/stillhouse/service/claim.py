@@ -20,7 +20,7 @@ from stillhouse.search.errors import AwayError, LeaseLostError
 from stillhouse.search.job import AttemptRecord
 from stillhouse.search.ports import ArtifactStore, Ledger
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+_PAUSES_S = (0.1, 2.0)
 
 Answer = TypeVar("Answer")
 
@@ -192,16 +192,31 @@ class LocalClaim(Claim):
         return self._store.path(sha256)
 
     def _ask(self, call: Callable[[], Answer]) -> Answer:
-        until, pause_s = time.monotonic() + self._lease_s, _FIRST_PAUSE_S
-        while True:
-            try:
-                return call()
-            except AwayError as error:
-                if time.monotonic() + pause_s > until:
-                    raise LeaseLostError(f"{error}; it was asked for {self._lease_s:g} s") from error
-                log.warning("the database does not answer; trying again", why=str(error), pause_s=pause_s)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return until_answered(call, self._lease_s, "the database", _PAUSES_S)
+
+
+def until_answered(ask: Callable[[], Answer], for_s: float, who: str, pauses_s: tuple[float, float]) -> Answer:
+    """Asks again while nobody answers (``AwayError``).
+
+    Args:
+        ask: Asks once.
+        for_s: Seconds to go on for.
+        who: Is asked.
+        pauses_s: The first and the longest pause, which doubles from try to try.
+
+    Raises:
+        LeaseLostError: None answered in that time.
+    """
+    until, pause_s = time.monotonic() + for_s, pauses_s[0]
+    while True:
+        try:
+            return ask()
+        except AwayError as error:
+            if time.monotonic() + pause_s > until:
+                raise LeaseLostError(f"{who} gave no answer for {for_s:g} s: {error}") from error
+            log.warning("no answer; trying again", who=who, why=str(error), pause_s=pause_s)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, pauses_s[1])
 
 
 def order_of(ledger: Ledger, attempt: AttemptRecord, *, lease_s: float, heartbeat_s: float) -> Order:

@@ -17,7 +17,6 @@ from typing import Annotated
 
 import typer
 import uvicorn
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
@@ -135,7 +134,7 @@ def run(
     with _messages():
         platform = Platform(Settings.load())
         name, checkpoint = _teacher(platform, teacher)
-        read = {"knobs": _knobs(knob or []), "epochs": Epochs.parse(epochs)}
+        read = {"knobs": options.values_of("knob", "gamma=10", knob or ()), "epochs": Epochs.parse(epochs)}
         started_from = {"teacher": name, "teacher_checkpoint": checkpoint}
         search = options.search_of(given) | read | started_from
         spec = JobSpec(dataset="", budget=options.budget_of(given, budget), **search)
@@ -305,16 +304,6 @@ def _teacher(platform: Platform, text: str) -> tuple[str, str | None]:
     if not path.is_file() or path.suffix != ".safetensors":
         raise UserError(f"a teacher's checkpoint must be a .safetensors file, but got {checkpoint!r}")
     return name, platform.store.put(path)
-
-
-def _knobs(pairs: list[str]) -> dict[str, float | int | str | bool]:
-    knobs: dict[str, float | int | str | bool] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--knob is written NAME=VALUE, such as gamma=10, but got {pair!r}")
-        knobs[name] = yaml.safe_load(value)
-    return knobs
 
 
 app.command("estimate")(estimate_command(_messages))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,7 +12,6 @@ from typing import Annotated
 
 import httpx
 import typer
-import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -194,7 +194,7 @@ def _jobs() -> typer.Typer:
         server: Server = ctx.obj
         with server.client() as client:
             found = client.jobs(states=state or (), dataset=dataset, page=min(limit, 1000))
-            server.listed(_first(found, limit), JOB_COLUMNS)
+            server.listed(itertools.islice(found, limit), JOB_COLUMNS)
 
     _add_job_commands(app)
     return app
@@ -276,7 +276,7 @@ def _models() -> typer.Typer:
         server: Server = ctx.obj
         with server.client() as client:
             found = client.models(job=job, dataset=dataset, arch=arch, precision=precision, page=min(limit, 1000))
-            server.listed(_first(found, limit), MODEL_COLUMNS)
+            server.listed(itertools.islice(found, limit), MODEL_COLUMNS)
 
     @app.command()
     def show(ctx: typer.Context, model: ModelId) -> None:
@@ -352,19 +352,10 @@ def _add_others(app: typer.Typer) -> None:
 
 
 def fields_of(pairs: Sequence[str]) -> dict[str, Json]:
-    """Fields of the search from ``NAME=VALUE``, values as YAML; one stands for a list of one; raises UserError."""
-    found: dict[str, Json] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        try:
-            if not equals:
-                raise ValueError
-            read, name = yaml.safe_load(value), name.strip()
-            is_list = isinstance(getattr(JobSpec, name, None), tuple)
-            found[name] = [read] if is_list and not isinstance(read, list) else read
-        except (ValueError, yaml.YAMLError):
-            raise UserError(f"--set is written NAME=VALUE, such as trials=4, but got {pair!r}") from None
-    return found
+    """Fields of the search from ``NAME=VALUE``; one value stands for a list of one; raises UserError."""
+    read = options.values_of("set", "trials=4", pairs)
+    lists = {name for name, value in read.items() if isinstance(getattr(JobSpec, name, None), tuple)}
+    return {n: [value] if n in lists and not isinstance(value, list) else value for n, value in read.items()}
 
 
 @contextmanager
@@ -383,11 +374,6 @@ def _seen(server: Server, client: Client, job: Answer, *, watch: bool) -> None:
     server.listed([job], JOB_COLUMNS)
     if watch and job["state"] != "done":
         raise typer.Exit(1)
-
-
-def _first(lines: Iterator[Answer], limit: int) -> Iterator[Answer]:
-    for _, line in zip(range(limit), lines, strict=False):
-        yield line
 
 
 def _text(value: Json) -> str:

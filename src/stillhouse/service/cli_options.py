@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -87,6 +87,29 @@ def search_of(options: Mapping[str, Json]) -> dict[str, Json]:
     for name in found.keys() & {"ladder", "qualities"}:
         found[name] = whole_numbers(name, found[name])
     return {name: value for name, value in found.items() if name != "budget"}
+
+
+def values_of(option: str, example: str, pairs: Sequence[str]) -> dict[str, Json]:
+    """What an option that may be repeated gives as ``NAME=VALUE``, values as YAML.
+
+    Args:
+        option: Its name.
+        example: One pair that can be read.
+        pairs: What came.
+
+    Raises:
+        UserError: Something cannot be read.
+    """
+    found: dict[str, Json] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            found[name.strip()] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError):
+            raise UserError(f"--{option} is written NAME=VALUE, such as {example}, but got {pair!r}") from None
+    return found
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import DatasetError
+from stillhouse.search.states import LIVE
 from stillhouse.service.client import Answer, Client
 
 POLL_S = 1.0
@@ -35,7 +36,7 @@ def watch_job(client: Client, job_id: str, console: Console) -> Answer:
                     told.add(trial["number"])
                     console.print(escape(_line(trial)), highlight=False, soft_wrap=True)
             bars.update(task, completed=job["trials_ended"], total=job["trials_wanted"], note=_note(job))
-            if job["state"] not in ("queued", "running"):
+            if job["state"] not in LIVE:
                 return job
             time.sleep(POLL_S)
 

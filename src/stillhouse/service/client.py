@@ -15,11 +15,10 @@ import httpx
 
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import StillhouseError, UserError
-from stillhouse.service.transfer import Progress, fetch, send
+from stillhouse.search.states import LIVE
+from stillhouse.service.transfer import Progress, broken, fetch, send
 
 Answer = dict[str, Json]
-MOST_BREAKS = 5
-"""How often in a row a stream may break before that is an error."""
 
 
 class Client:
@@ -189,10 +188,7 @@ class Client:
                         yield event
                         seen, breaks = event["id"], 0
             except httpx.TransportError:
-                breaks += 1
-                if breaks > MOST_BREAKS:
-                    raise
-                time.sleep(min(2**breaks / 4, 5.0))
+                breaks = broken(breaks)
 
     def wait(self, job_id: str, *, timeout_s: float, poll_s: float = 1.0) -> Answer:
         """Waits until a job has ended.
@@ -201,7 +197,7 @@ class Client:
             TimeoutError: It has not within ``timeout_s``.
         """
         deadline = time.monotonic() + timeout_s
-        while (job := self.job(job_id))["state"] in ("queued", "running"):
+        while (job := self.job(job_id))["state"] in LIVE:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"job {job_id} is {job['state']} after {timeout_s:g} s")
             time.sleep(poll_s)

@@ -32,7 +32,7 @@ from stillhouse.search.errors import AwayError, NotFoundError
 from stillhouse.service.accounts import READ, WRITE, Caller, Deed, Key, ServiceLedger, known_key
 from stillhouse.service.buckets import Buckets, network
 from stillhouse.service.guard import SAFE
-from stillhouse.service.problems import problem
+from stillhouse.service.problems import away, problem
 
 log = structlog.get_logger(__name__)
 
@@ -81,14 +81,6 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-AWAY = Refusal(
-    503,
-    "Service Unavailable",
-    "the database does not answer now; nothing is lost, send the request again",
-    {"Retry-After": "5"},
-)
-
-
 def unauthorised(detail: str) -> Refusal:
     """A 401."""
     return Refusal(401, "Unauthorized", detail, {"WWW-Authenticate": "Bearer"})
@@ -134,8 +126,8 @@ class Gate:
             log.info("refused", status=refusal.status, method=request.method, path=path, client=client)
             await self._answer(request, rule, refusal)(scope, receive, send)
             return
-        except AwayError:
-            await self._answer(request, rule, AWAY)(scope, receive, send)
+        except AwayError as error:
+            await away(request, error)(scope, receive, send)
             return
 
         async def watched(message: Message) -> None:
@@ -191,6 +183,7 @@ class Gate:
         if not hmac.compare_digest(token.strip().encode(), attempt.token.encode()):
             self._spend(address)
             raise unauthorised("this is not the attempt's token")
+        request.state.attempt = attempt
         self._spend(attempt.id)
 
     def _spend(self, name: str) -> None:

@@ -91,8 +91,11 @@ class Guard:
             if host not in self._hosts:
                 known = ", ".join(sorted(self._hosts))
                 return 400, "Unknown host", f"this server answers to {known} only; use one of these in the address"
-        if "\0" in request.scope["path"]:  # no database takes it as a text to look for
+        # No database takes a NUL in a text to look for.
+        if "\0" in request.scope["path"]:
             return 404, "Not Found", "no address here has a NUL"
+        if b"%00" in request.scope["query_string"]:
+            return 400, "Bad Request", "a query must hold no NUL (%00)"
         if request.method not in SAFE and _from_elsewhere(request):
             return 403, "Cross-site request", "a page of another site may not change anything here"
         return None

@@ -60,8 +60,8 @@ def configure() -> None:
         logger_factory=lambda *_: structlog.WriteLogger(_STDERR),
     )
     root = logging.getLogger()
-    if not any(isinstance(handler, _ToStderr) for handler in root.handlers):
-        handler = _ToStderr()
+    if not any(getattr(handler, "stream", None) is _STDERR for handler in root.handlers):
+        handler = logging.StreamHandler(_STDERR)
         handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)
 
@@ -88,13 +88,6 @@ class RedactingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, or several with a traceback."""
         return redact(super().format(record))
-
-
-class _ToStderr(logging.Handler):
-    """To what standard error is at the time of writing."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _STDERR.write(self.format(record) + "\n")
 
 
 def _cleaned(name: str, value: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -16,6 +17,8 @@ from starlette.routing import BaseRoute, Route
 
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import AwayError, DatasetError, NotFoundError, QuotaError, UserError
+
+log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 EXAMPLES: Mapping[int, tuple[str, str]] = {
@@ -88,6 +91,15 @@ def status_of(error: UserError) -> int:
     return 422
 
 
+def away(request: Request, error: AwayError) -> JSONResponse:
+    """A 503; what the error says of the database is for the operator's log."""
+    log.error("the database does not answer", path=request.url.path, error=str(error))
+    detail = "the database does not answer now; nothing is lost, send the request again"
+    answer = problem(request, 503, HTTPStatus(503).phrase, detail)
+    answer.headers["Retry-After"] = "5"
+    return answer
+
+
 def add_handlers(app: FastAPI) -> None:
     """Maps our errors and the framework's; what nobody expected is the guard's."""
 
@@ -97,12 +109,7 @@ def add_handlers(app: FastAPI) -> None:
         more = {"faults": [_clean(fault) for fault in error.faults]} if isinstance(error, DatasetError) else {}
         return problem(request, status, type(error).__name__.removesuffix("Error"), str(error), **more)
 
-    @app.exception_handler(AwayError)
-    def away(request: Request, _: AwayError) -> JSONResponse:  # what it says of the database is for the operator's log
-        detail = "the database does not answer now; nothing is lost, send the request again"
-        answer = problem(request, 503, HTTPStatus(503).phrase, detail)
-        answer.headers["Retry-After"] = "5"
-        return answer
+    app.add_exception_handler(AwayError, away)  # type: ignore[arg-type]  # it is given no other
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,9 +20,16 @@ import httpx
 import structlog
 
 from stillhouse.search.domain import Json, StagePlan, StageResult
-from stillhouse.search.errors import CorruptArtifactError, LeaseLostError, NotFoundError, StageError, StillhouseError
+from stillhouse.search.errors import (
+    AwayError,
+    CorruptArtifactError,
+    LeaseLostError,
+    NotFoundError,
+    StageError,
+    StillhouseError,
+)
 from stillhouse.search.ports import ArtifactStore
-from stillhouse.service.claim import Claim, Order
+from stillhouse.service.claim import Claim, Order, until_answered
 from stillhouse.service.digest import file_digest
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
@@ -171,20 +177,18 @@ class RemoteClaim(Claim):
         Raises:
             LeaseLostError: None came for as long as a lease lasts.
         """
-        until, pause_s = time.monotonic() + self._patience_s, FIRST_PAUSE_S
-        while True:
+
+        def once() -> httpx.Response:
             try:
                 answer = ask()
-                if answer.status_code < 500 and answer.status_code != 429:  # 429: asked too often
-                    return self._answer(answer)
-                why = f"{answer.status_code} {_detail(answer)}"
             except httpx.TransportError as error:
-                why = repr(error)
-            if time.monotonic() + pause_s > until:
-                raise LeaseLostError(f"{what}: {self._url} gave no answer for {self._patience_s:g} s: {why}")
-            log.warning("the API does not answer; trying again", doing=what, why=why, pause_s=pause_s)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                raise AwayError(repr(error)) from error
+            if answer.status_code >= 500 or answer.status_code == 429:  # 429: asked too often
+                raise AwayError(f"{answer.status_code} {_detail(answer)}")
+            return self._answer(answer)
+
+        pauses_s = (FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        return until_answered(once, self._patience_s, f"{what}: {self._url}", pauses_s)
 
     @staticmethod
     def _answer(answer: httpx.Response) -> httpx.Response:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stillhouse.search.errors import ConflictError, DatasetError, NotFoundError, UserError
+from stillhouse.service.digest import file_digest
+from stillhouse.service.store import is_sha256
 
 MOST_AGE_S = 24 * 3600.0
 _ID = re.compile(r"upl_[0-9a-f]{32}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Uploads:
             raise UserError(
                 f"1 <= size <= {self._most} bytes must hold, but got {size}; see STILLHOUSE_MAX_UPLOAD_BYTES"
             )
-        if not _SHA256.fullmatch(sha256):
+        if not is_sha256(sha256):
             raise UserError(f"sha256 must be 64 hex digits in lower case, but got {sha256[:80]!r}")
         self.clean()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -94,14 +94,15 @@ class Uploads:
         except (FileNotFoundError, ValueError, TypeError):
             offer = None
         if offer is None or offer.owner != owner or not self._part(upload_id).exists():
-            raise NotFoundError(
-                f"no such upload: {upload_id[:80]!r}; it was completed, or left for a day: offer it again"
-            )
+            raise _gone(upload_id)
         return offer
 
     def offset(self, offer: Offer) -> int:
-        """Bytes that have come."""
-        return self._part(offer.id).stat().st_size
+        """Bytes that have come; raises NotFoundError."""
+        try:
+            return self._part(offer.id).stat().st_size
+        except FileNotFoundError:
+            raise _gone(offer.id) from None
 
     @contextmanager
     def opened(self, offer: Offer, at: int) -> Iterator[BinaryIO]:
@@ -110,8 +111,13 @@ class Uploads:
         Raises:
             OffsetError: The upload is elsewhere.
             ConflictError: Another request is at it.
+            NotFoundError: It was dropped or completed meanwhile.
         """
-        with self._part(offer.id).open("r+b") as file:
+        try:
+            file = self._part(offer.id).open("r+b")
+        except FileNotFoundError:
+            raise _gone(offer.id) from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -128,7 +134,7 @@ class Uploads:
                 os.fsync(file.fileno())
 
     def complete(self, offer: Offer) -> Path:
-        """Checks the bytes and gives the zip its place, ``<sha256>.zip``; the offer is over.
+        """Checks the bytes and gives the zip its place, ``<sha256>.zip``, too; ``drop`` then ends the offer.
 
         Raises:
             ConflictError: Bytes are missing.
@@ -137,8 +143,7 @@ class Uploads:
         part = self._part(offer.id)
         if (have := self.offset(offer)) != offer.size:
             raise ConflictError(f"{offer.size - have} of {offer.size} bytes are missing; send them, then complete")
-        with part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_digest(part)
         if digest != offer.sha256 or not zipfile.is_zipfile(part):
             self.drop(offer)
             what = (
@@ -149,8 +154,10 @@ class Uploads:
             raise DatasetError(
                 f"the bytes must be a zip that hashes to {offer.sha256}, but are {what}; send them again"
             )
-        kept = part.replace(self._folder / f"{digest}.zip")
-        self._told(offer.id).unlink(missing_ok=True)
+        fresh = self._folder / f"{os.urandom(8).hex()}.tmp"
+        fresh.hardlink_to(part)  # the offer lives on until its data set is stored: a repeated request finds it
+        kept = fresh.replace(self._folder / f"{digest}.zip")
+        fresh.unlink(missing_ok=True)  # where both were links to one file, a rename removes neither
         return kept
 
     def drop(self, offer: Offer) -> None:
@@ -176,3 +183,7 @@ class Uploads:
 
     def _told(self, upload_id: str) -> Path:
         return self._folder / f"{upload_id}.json"
+
+
+def _gone(upload_id: str) -> NotFoundError:
+    return NotFoundError(f"no such upload: {upload_id[:80]!r}; it was completed, or left for a day: offer it again")

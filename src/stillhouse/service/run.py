@@ -24,6 +24,7 @@ from stillhouse.search.pareto import deployment_front
 from stillhouse.search.plan import ingest_plan, planner
 from stillhouse.search.retry import retry
 from stillhouse.search.space import Space
+from stillhouse.search.states import LIVE
 from stillhouse.service.digest import source_digest
 from stillhouse.service.progress import Watcher
 from stillhouse.service.report import model_file_name, write_front
@@ -119,7 +120,7 @@ def _drive(controller: Controller, show: Callable[[str], None], ended: Callable[
 
 
 def _ended(platform: Platform, job_id: str) -> bool:
-    return platform.ledger.job(job_id).state not in ("queued", "running")
+    return platform.ledger.job(job_id).state not in LIVE
 
 
 def _queue(platform: Platform, dataset: DatasetRecord, spec: JobSpec) -> JobRecord:
@@ -142,9 +143,10 @@ def _write(platform: Platform, job: JobRecord, out: Path) -> Outcome:
     family = [item for item in deployments if item.trial_number in trials and not item.is_baseline]
     for member in (*front, *family):
         target = out / model_file_name(member)
-        fresh = target.with_suffix(".tmp")
-        shutil.copyfile(platform.store.path(member.onnx_sha256), fresh)
-        fresh.replace(target)
+        if target not in files.values():  # each picture quality of a network has the same file
+            fresh = target.with_suffix(".tmp")
+            shutil.copyfile(platform.store.path(member.onnx_sha256), fresh)
+            fresh.replace(target)
         files[member.id] = target
     write_front(deployments, front, out, objectives=job.spec.objectives)
     return Outcome(job, tuple(deployments), tuple(front), files)

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from stillhouse.search.errors import CorruptArtifactError, NotFoundError
 from stillhouse.search.failpoints import passing
 from stillhouse.search.ports import ArtifactStore
+from stillhouse.service.digest import file_digest
 
 _CHUNK_BYTES = 1 << 20
 _MOMENT_S = 10.0
@@ -56,7 +57,7 @@ class DiskStore(ArtifactStore):
                 os.fsync(target.fileno())
             passing("put.before")
             place = self._place(sha256)
-            if not (place.exists() and _digest(place) == sha256):
+            if not (place.exists() and file_digest(place) == sha256):
                 place.parent.mkdir(exist_ok=True)
                 copy.replace(place)
                 _sync_folder(place.parent)
@@ -90,7 +91,7 @@ class DiskStore(ArtifactStore):
         with self._lock:
             checked = sha256 in self._checked
         if not checked:
-            found = _digest(place)
+            found = file_digest(place)
             if found != sha256:
                 raise CorruptArtifactError(
                     f"the bytes of {place} must hash to {sha256}, but hash to {found}: the disk or another program "
@@ -120,11 +121,6 @@ def _copy(source: BinaryIO, target: BinaryIO) -> str:
         digest.update(chunk)
         target.write(chunk)
     return digest.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ so on), never from our settings.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -92,15 +93,18 @@ class S3Store(ArtifactStore):
         copy = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as target:
+                fcntl.flock(target, fcntl.LOCK_EX)  # DiskStore.tidy leaves alone what is locked
                 for chunk in obstore.get(self._bucket, _place(sha256)).stream(min_chunk_size=_CHUNK_BYTES):
                     target.write(chunk)
-            found = file_digest(copy)
-            if found != sha256:
-                raise CorruptArtifactError(
-                    f"the bytes of {self._url}/{_place(sha256)} must hash to {sha256}, but hash to {found}: another "
-                    "program changed them; put the same file again to heal it, or delete it and run its stage again"
-                )
-            self._local.put(copy)
+                target.flush()
+                found = file_digest(copy)
+                if found != sha256:
+                    raise CorruptArtifactError(
+                        f"the bytes of {self._url}/{_place(sha256)} must hash to {sha256}, but hash to {found}: "
+                        "another program changed them; put the same file again to heal it, or delete it and run its "
+                        "stage again"
+                    )
+                self._local.put(copy)
         except FileNotFoundError as error:
             raise NotFoundError(f"no such artifact: {sha256!r}; it is not in {self._url}") from error
         except BaseError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from pathlib import Path
 import httpx
 
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import CorruptArtifactError
+from stillhouse.search.errors import CorruptArtifactError, StillhouseError
+from stillhouse.service.digest import file_digest
 
 Sent = Callable[..., AbstractContextManager[httpx.Response]]
 """Sends a request; raises for an answer that is an error."""
@@ -33,21 +33,21 @@ def send(sent: Sent, path: Path, progress: Progress | None = None) -> str:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        offer = {"size": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        offer = {"size": size, "sha256": file_digest(path)}
         upload = _answer(sent, "POST", "/uploads", json=offer)
         url, offset, breaks = f"/uploads/{upload['id']}", int(upload["offset"]), 0
         while offset < size:
-            if progress is not None:
-                progress(offset, size)
-            file.seek(offset)
-            headers = {"Upload-Offset": str(offset), "Content-Type": "application/offset+octet-stream"}
             try:
+                if breaks:  # how much came before the line broke
+                    offset = int(_answer(sent, "GET", url)["offset"])
+                if progress is not None:
+                    progress(offset, size)
+                file.seek(offset)
+                headers = {"Upload-Offset": str(offset), "Content-Type": "application/offset+octet-stream"}
                 told = _answer(sent, "PATCH", url, content=file.read(PIECE_BYTES), headers=headers)
-                breaks = 0
+                offset, breaks = int(told["offset"]), 0
             except httpx.TransportError:
-                breaks = _broken(breaks)
-                told = _answer(sent, "GET", url)
-            offset = int(told["offset"])
+                breaks = broken(breaks)
     if progress is not None:
         progress(size, size)
     return str(upload["id"])
@@ -74,9 +74,8 @@ def fetch(sent: Sent, url: str, path: Path, progress: Progress | None = None) ->
             _append(sent, url, part, have, etag, size, progress)
             breaks = 0
         except httpx.TransportError:
-            breaks = _broken(breaks)
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+            breaks = broken(breaks)
+    found = file_digest(part)
     if found != wanted:
         part.unlink()
         raise CorruptArtifactError(f"{url}: sha256 {found} came, but {wanted} is stored")
@@ -87,13 +86,15 @@ def _append(sent: Sent, url: str, part: Path, have: int, etag: str, size: int, p
     # If-Range: should the file be another one by now, all of it comes, and its hash is found wrong at the end.
     headers = {"Range": f"bytes={have}-", "If-Range": etag, "Accept-Encoding": "identity"} if have else {}
     with sent("GET", url, headers=headers) as answer, part.open("ab" if answer.status_code == 206 else "wb") as file:
+        if answer.headers.get("etag") != etag:
+            raise StillhouseError(f"{url} has changed meanwhile; ask for it again")
         for chunk in answer.iter_bytes():
             file.write(chunk)
             if progress is not None:
                 progress(min(file.tell(), size), size)
 
 
-def _broken(breaks: int) -> int:
+def broken(breaks: int) -> int:
     """Counts a break and waits a little; raises the error at hand when there were too many."""
     if breaks >= MOST_BREAKS:
         raise  # noqa: PLE0704 - called while an error is handled

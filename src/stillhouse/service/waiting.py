@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from stillhouse.search.job import JobRecord, StageRecord
+from stillhouse.search.states import LIVE
 
 
 def waiting(job: JobRecord, stages: Iterable[StageRecord], *, lack: str | None, now: float) -> str | None:
@@ -17,7 +18,7 @@ def waiting(job: JobRecord, stages: Iterable[StageRecord], *, lack: str | None, 
         lack: What the home has too little of, or None.
         now: Unix seconds.
     """
-    if job.state not in ("queued", "running"):
+    if job.state not in LIVE:
         return None
     if lack is not None:
         return lack

@@ -47,20 +47,23 @@ class Platform:
     settings: Settings
 
     @cached_property
-    def ledger(self) -> SqlLedger:
-        """The ledger, migrated, with this machine's catalogue published."""
+    def _tables(self) -> SqlLedger:
+        """The ledger, migrated."""
         self.settings.home.mkdir(parents=True, exist_ok=True)
         upgrade(self.settings.database_url)
-        ledger = SqlLedger(self.settings.database_url)
+        return SqlLedger(self.settings.database_url)
+
+    @cached_property
+    def ledger(self) -> SqlLedger:
+        """The ledger, migrated, with this machine's catalogue published."""
+        ledger = self._tables
         ledger.publish_catalogue(published(worker_catalogue(self.settings), self.settings))
         return ledger
 
-    @cached_property
+    @property
     def accounts(self) -> Accounts:
         """API keys and the audit log; opening them asks no worker for its catalogue."""
-        self.settings.home.mkdir(parents=True, exist_ok=True)
-        upgrade(self.settings.database_url)
-        return SqlLedger(self.settings.database_url).accounts
+        return self._tables.accounts
 
     @cached_property
     def store(self) -> ArtifactStore:

@@ -155,9 +155,9 @@ class Bench:
         pictures: np.ndarray | None = None
         if "dataset" in self.inputs:
             store, size, fit = self._store(), Size.parse(spec["image_size"]), Fit(spec["fit"])
-            shown = store.array("train", size, fit, spec["classes"], self._colour)
-            calibration = shown[:: max(1, len(shown) // CALIBRATION)][:CALIBRATION]
-            pictures = store.array("val", size, fit, spec["classes"], self._colour)[:COMPARED]
+            classes, colour = spec["classes"], self._colour
+            calibration = store.sample("train", size, fit, CALIBRATION, classes=classes, colour=colour)
+            pictures = store.array("val", size, fit, classes, colour)[:COMPARED]
         return export_stage.run_conversion(onnx, spec, calibration=calibration, pictures=pictures, work=self.work)
 
     def _measure(self) -> tuple[Mapping[str, Path], Mapping[str, Json]]:

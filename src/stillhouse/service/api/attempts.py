@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
@@ -32,7 +31,6 @@ from stillhouse.service.schemas import STRICT
 router = APIRouter(tags=["attempts"], prefix="/attempts/{attempt_id}")
 REFUSED = documented(401, 404, 409)
 FILE = {200: {"content": {"application/octet-stream": {}}, "description": "The file."}, **REFUSED}
-_BEARER = {"WWW-Authenticate": "Bearer"}
 _LOST = "attempt {id} is {state}: it no longer holds its stage; stop without a result"
 
 
@@ -72,19 +70,9 @@ class GivenBack(BaseModel):
     wait_s: Annotated[float, Field(ge=0, le=3600)]
 
 
-def holder(attempt_id: str, ctx: Ctx, authorization: Annotated[str | None, Header()] = None) -> AttemptRecord:
-    """The attempt that the token of the request holds.
-
-    Raises:
-        HTTPException: 401 without its token, 409 when it is no longer open.
-        NotFoundError: No such attempt.
-    """
-    scheme, _, token = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise HTTPException(401, "send the attempt's token: Authorization: Bearer TOKEN", _BEARER)
-    attempt = ctx.ledger.attempt(attempt_id)
-    if not hmac.compare_digest(token.strip().encode(), attempt.token.encode()):
-        raise HTTPException(401, "this is not the attempt's token", _BEARER)
+def holder(request: Request) -> AttemptRecord:
+    """The attempt whose token the gate has found in the request; raises a 409 when it is no longer open."""
+    attempt: AttemptRecord = request.state.attempt
     if attempt.state != "open":
         raise HTTPException(409, _LOST.format(id=attempt.id, state=attempt.state))
     return attempt

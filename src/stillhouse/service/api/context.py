@@ -8,16 +8,18 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from stillhouse.search.domain import Json
 from stillhouse.search.forecast import Forecast
 from stillhouse.search.owner import NOBODY, Owner
 from stillhouse.search.ports import ArtifactStore
 from stillhouse.service.accounts import Caller
-from stillhouse.service.api.kept import Kept
+from stillhouse.service.api.kept import Kept, dumped
 from stillhouse.service.api.pulse import Pulse
-from stillhouse.service.db.lists import Lists, Mark
+from stillhouse.service.db.lists import Lists
 from stillhouse.service.db.tenant import TenantLedger
 from stillhouse.service.settings import Settings
 
@@ -52,11 +54,31 @@ class Context:
         used = 0 if self.owner.key is None else self.ledger.dataset_bytes(self.owner.key)
         return partial(self.owner.check_dataset_bytes, used)
 
-    async def job_mark(self, request: Request, job_id: str) -> Mark:
-        """The mark of a job that the caller may see; raises NotFoundError."""
-        return await self.pulse.fresh(
-            ("job", request.state.caller.tenant, job_id), lambda: self.ledger.job_mark(job_id)
-        )
+    async def told(
+        self,
+        request: Request,
+        job_id: str,
+        key: tuple[object, ...],
+        make: Callable[[], tuple[Json, Mapping[str, str]]],
+    ) -> Response:
+        """An answer about a job that the caller may see, kept once the job is done; raises NotFoundError.
+
+        Args:
+            request: Says who asks.
+            job_id: The job.
+            key: What was asked.
+            make: Gives the body and headers.
+        """
+        tenant = request.state.caller.tenant
+        mark = await self.pulse.fresh(("job", tenant, job_id), lambda: self.ledger.job_mark(job_id))
+        if mark[0] == "done":
+            return await self.kept.given(request, key, mark, make)
+
+        def fresh() -> Response:
+            body, headers = make()
+            return Response(dumped(body), media_type="application/json", headers=dict(headers))
+
+        return await run_in_threadpool(fresh)
 
     def catalogue(self) -> Mapping[str, Json]:
         """What the workers published; 503 before they have."""

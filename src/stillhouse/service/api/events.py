@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from stillhouse.search.errors import NotFoundError
+from stillhouse.search.states import LIVE
 from stillhouse.service.api.context import Ctx
 from stillhouse.service.problems import documented
 
@@ -22,7 +23,6 @@ POLL_S = 0.5
 RETRY_MS = 1000
 LIFE_S = 30.0
 """A stream ends after so long and the client comes back for more: a server that stops waits no longer for it."""
-LIVE = ("queued", "running")
 
 
 @dataclass(frozen=True)

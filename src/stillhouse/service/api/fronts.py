@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from stillhouse.search.compare import in_doubt, ties
@@ -18,7 +17,6 @@ from stillhouse.search.job import JobRecord, JobSpec
 from stillhouse.search.pareto import deployment_front, picks
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Context, Ctx
-from stillhouse.service.api.kept import dumped
 from stillhouse.service.db.lists import JobFilter
 from stillhouse.service.problems import documented
 from stillhouse.service.report import front_entry, model_file_name
@@ -44,11 +42,7 @@ async def get_front(job_id: str, request: Request, ctx: Ctx) -> Response:
     is done. ``progress`` has an entry for each trial that is done, in order of time: seconds since the job started,
     trials done by then, and the share of the present front's hypervolume (costs in octaves) that they had.
     """
-    mark = await ctx.job_mark(request, job_id)
-    if mark[0] == "done":
-        return await ctx.kept.given(request, ("front", job_id), mark, lambda: (_front(ctx, job_id), {}))
-    body = await run_in_threadpool(lambda: dumped(_front(ctx, job_id)))
-    return Response(body, media_type="application/json")
+    return await ctx.told(request, job_id, ("front", job_id), lambda: (_front(ctx, job_id), {}))
 
 
 def _front(ctx: Context, job_id: str) -> dict[str, Json]:

@@ -6,7 +6,6 @@ import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from stillhouse.search.catalogue import Catalogue
@@ -16,9 +15,9 @@ from stillhouse.search.errors import ConflictError, NotFoundError
 from stillhouse.search.job import JobRecord, StageRecord, TrialRecord
 from stillhouse.search.retry import retry
 from stillhouse.search.space import Space
+from stillhouse.search.states import LIVE
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Context, Ctx
-from stillhouse.service.api.kept import dumped
 from stillhouse.service.api.paging import LINK, After, Limit, next_page, place_of
 from stillhouse.service.db.lists import JobFilter, JobLine, Place
 from stillhouse.service.home import lack_of_room
@@ -28,7 +27,6 @@ from stillhouse.service.waiting import waiting
 
 router = APIRouter(tags=["jobs"])
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-LIVE = ("queued", "running")
 LIST_AGE_S = 1.0
 """Seconds that a list is given again: what trials have reached and ETAs move on without a mark."""
 
@@ -92,11 +90,7 @@ def _eta_s(ctx: Context, line: JobLine) -> float | None:
 @router.get("/jobs/{job_id}", responses={**examples.given(examples.JOB), **documented(404, 422)})
 async def get_job(job_id: str, request: Request, ctx: Ctx) -> Response:
     """One job: state, reason, and each trial with its candidate, costs and progress."""
-    mark = await ctx.job_mark(request, job_id)
-    if mark[0] == "done":
-        return await ctx.kept.given(request, ("job", job_id), mark, lambda: (_shown(ctx, ctx.ledger.job(job_id)), {}))
-    body = await run_in_threadpool(lambda: dumped(_shown(ctx, ctx.ledger.job(job_id))))
-    return Response(body, media_type="application/json")
+    return await ctx.told(request, job_id, ("job", job_id), lambda: (_shown(ctx, ctx.ledger.job(job_id)), {}))
 
 
 @router.post("/jobs/{job_id}/cancel", responses={**examples.given(examples.JOB), **documented(404, 422)})

@@ -19,7 +19,9 @@ from stillhouse.search.domain import Json
 from stillhouse.service.db.lists import Mark
 
 MOST_BYTES = 64 << 20
-"""Of all answers together, packed."""
+"""Of all answers together, packed, with what each takes beside."""
+_OWN_BYTES = 1024
+"""What an answer takes beside its key and body."""
 _LEVEL = 1
 
 
@@ -30,6 +32,8 @@ class _Entry:
     lock: threading.Lock = field(default_factory=threading.Lock)
     told: tuple[Mark, float, bytes, Mapping[str, str]] | None = None
     """Its mark, until when it is given again, the packed body, the headers: one value, so that it is read whole."""
+    size: int = 0
+    """Bytes that it is counted with."""
 
 
 class Kept:
@@ -54,8 +58,11 @@ class Kept:
         age_s: float = math.inf,
     ) -> Response:
         """As ``answer``, which is called in a thread where one must be made."""
+        full = (request.state.caller.tenant, *key)
         with self._lock:
-            entry = self._entries.get((request.state.caller.tenant, *key))
+            entry = self._entries.get(full)
+            if entry is not None:
+                self._entries.move_to_end(full)
         if entry is not None and entry.told is not None:
             known, until, packed, headers = entry.told
             if known == mark and time.monotonic() < until:
@@ -88,17 +95,19 @@ class Kept:
             if entry.told is None or entry.told[0] != mark or time.monotonic() >= entry.told[1]:
                 body, headers = make()
                 fresh = gzip.compress(dumped(body), _LEVEL, mtime=0)
-                self._count(len(fresh) - (0 if entry.told is None else len(entry.told[2])))
                 entry.told = mark, time.monotonic() + age_s, fresh, headers
+                self._count(key, entry, _OWN_BYTES + len(repr(key)) + len(fresh))
             _, _, packed, headers = entry.told
         return _response(request, packed, headers)
 
-    def _count(self, more: int) -> None:
+    def _count(self, key: tuple[object, ...], entry: _Entry, size: int) -> None:
         with self._lock:
-            self._bytes += more
+            if self._entries.get(key) is not entry:
+                return  # forgotten meanwhile
+            self._bytes += size - entry.size
+            entry.size = size
             while self._bytes > self._most and len(self._entries) > 1:
-                _, oldest = self._entries.popitem(last=False)
-                self._bytes -= 0 if oldest.told is None else len(oldest.told[2])
+                self._bytes -= self._entries.popitem(last=False)[1].size
 
 
 def _response(request: Request, packed: bytes, headers: Mapping[str, str]) -> Response:

@@ -8,14 +8,12 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse
-from starlette.concurrency import run_in_threadpool
 
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import NotFoundError
 from stillhouse.search.job import AttemptRecord, StageRecord
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Context, Ctx
-from stillhouse.service.api.kept import dumped
 from stillhouse.service.api.paging import LINK, Limit, next_page
 from stillhouse.service.problems import documented
 from stillhouse.service.schemas import trial_json
@@ -40,11 +38,7 @@ async def list_trials(
     def make() -> tuple[Json, dict[str, str]]:
         return _page(ctx, job_id, request, state, limit, after)
 
-    mark = await ctx.job_mark(request, job_id)
-    if mark[0] == "done":
-        return await ctx.kept.given(request, ("trials", job_id, request.url.query), mark, make)
-    body, headers = await run_in_threadpool(make)
-    return Response(dumped(body), media_type="application/json", headers=headers)
+    return await ctx.told(request, job_id, ("trials", job_id, request.url.query), make)
 
 
 def _page(

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.concurrency import contextmanager_in_threadpool
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -54,35 +55,27 @@ class CompleteRequest(BaseModel):
     skip_faults: Annotated[bool, Field(strict=True, description="Leave unreadable pictures out and go on.")] = False
 
 
-def tenant_of(request: Request) -> str:
-    """Whose an upload is: others cannot find it."""
-    return str(request.state.caller.tenant or "")
-
-
-Tenant = Annotated[str, Depends(tenant_of)]
-
-
 def uploads_of(ctx: Ctx) -> Uploads:
     """The server's offers."""
     return Uploads(ctx.settings.uploads, most_bytes=ctx.settings.max_upload_bytes)
 
 
 @router.post("", status_code=201, responses={**examples.given(examples.UPLOAD, status=201), **documented(422)})
-def create_upload(body: UploadRequest, response: Response, ctx: Ctx, tenant: Tenant) -> dict[str, Json]:
+def create_upload(body: UploadRequest, response: Response, ctx: Ctx) -> dict[str, Json]:
     """Offers a zip that will be sent in pieces. The same offer gives the same upload, with what has come of it."""
     ctx.space()(body.size)
     uploads = uploads_of(ctx)
-    offer = uploads.offer(body.size, body.sha256, owner=tenant)
+    offer = uploads.offer(body.size, body.sha256, owner=ctx.owner.tenant)
     response.headers["Location"] = f"/uploads/{offer.id}"
     return _told(uploads, offer, response)
 
 
 @router.head("/{upload_id}", include_in_schema=False)
 @router.get("/{upload_id}", responses={**ANSWER, **documented(404, 422)})
-def get_upload(upload_id: str, response: Response, ctx: Ctx, tenant: Tenant) -> dict[str, Json]:
+def get_upload(upload_id: str, response: Response, ctx: Ctx) -> dict[str, Json]:
     """How much of an upload has come: ``offset``, and the header ``Upload-Offset``, which ``HEAD`` gives too."""
     uploads = uploads_of(ctx)
-    return _told(uploads, uploads.find(upload_id, owner=tenant), response)
+    return _told(uploads, uploads.find(upload_id, owner=ctx.owner.tenant), response)
 
 
 @router.patch("/{upload_id}", openapi_extra=BYTES, responses={**ANSWER, **documented(404, 409, 413, 422)})
@@ -91,14 +84,13 @@ async def append_to_upload(
     request: Request,
     response: Response,
     ctx: Ctx,
-    tenant: Tenant,
     upload_offset: Annotated[int, Header(ge=0, description="Where these bytes go: the upload's offset.")],
 ) -> dict[str, Json]:
     """Takes further bytes. What came before a break is kept; a wrong offset is a 409 that names the right one."""
     uploads = uploads_of(ctx)
-    offer = await run_in_threadpool(uploads.find, upload_id, owner=tenant)
+    offer = await run_in_threadpool(uploads.find, upload_id, owner=ctx.owner.tenant)
     try:
-        with uploads.opened(offer, upload_offset) as file:
+        async with contextmanager_in_threadpool(uploads.opened(offer, upload_offset)) as file:
             async for chunk in request.stream():
                 if file.tell() + len(chunk) > offer.size:
                     raise UserError(f"the upload was offered with {offer.size} bytes, but more came")
@@ -115,23 +107,25 @@ async def append_to_upload(
     status_code=202,
     responses={**examples.given(examples.DATASET, status=202), **documented(404, 409, 422, 503)},
 )
-def complete_upload(upload_id: str, body: CompleteRequest, ctx: Ctx, tenant: Tenant) -> dict[str, Json]:
+def complete_upload(upload_id: str, body: CompleteRequest, ctx: Ctx) -> dict[str, Json]:
     """Makes a data set of an upload that has come whole: its hash is checked, then it is read in the background."""
     uploads = uploads_of(ctx)
-    offer = uploads.find(upload_id, owner=tenant)
+    offer = uploads.find(upload_id, owner=ctx.owner.tenant)
     ctx.catalogue()
     try:
         path = uploads.complete(offer)
     except ConflictError as error:
         raise HTTPException(409, str(error)) from None
-    return add_dataset(ctx, body.name or "upload.zip", str(path), offer.sha256, body.skip_faults)
+    made = add_dataset(ctx, body.name or "upload.zip", str(path), offer.sha256, body.skip_faults)
+    uploads.drop(offer)
+    return made
 
 
 @router.delete("/{upload_id}", status_code=204, responses=documented(404, 422))
-def delete_upload(upload_id: str, ctx: Ctx, tenant: Tenant) -> Response:
+def delete_upload(upload_id: str, ctx: Ctx) -> Response:
     """Forgets an upload and what has come of it."""
     uploads = uploads_of(ctx)
-    uploads.drop(uploads.find(upload_id, owner=tenant))
+    uploads.drop(uploads.find(upload_id, owner=ctx.owner.tenant))
     return Response(status_code=204)
 
 

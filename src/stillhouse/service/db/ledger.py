@@ -84,7 +84,8 @@ class SqlLedger(WorkTables, ListTables, Lists):
         with self._sessions.write() as session:
             row = None if idempotency_key is None else session.scalars(same_key).one_or_none()
             if row is None:
-                dataset = session.get(DatasetRow, spec.dataset)
+                # Held until the job is stored: it must not be deleted in between.
+                dataset = session.get(DatasetRow, spec.dataset, with_for_update={"read": True, "key_share": True})
                 if dataset is None or dataset.tenant != owner.tenant:
                     raise not_found("data set", spec.dataset)
                 _check_live_jobs(session, owner)

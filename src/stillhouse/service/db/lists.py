@@ -39,7 +39,7 @@ class Place:
         """Reads a cursor; raises UserError for what is none."""
         try:
             at, name = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-            if not (isinstance(at, float | int) and math.isfinite(at) and isinstance(name, str) and "\0" not in name):
+            if not (isinstance(at, float | int) and math.isfinite(at) and isinstance(name, str) and name.isprintable()):
                 raise ValueError
         except (ValueError, TypeError, binascii.Error):
             raise UserError(f"a cursor is taken from the list's Link header, but got {text[:80]!r}") from None

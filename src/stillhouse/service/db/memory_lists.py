@@ -19,6 +19,7 @@ class MemoryLists:
 
     _lock: threading.RLock
     _datasets: dict[str, DatasetRecord]
+    _source_bytes: dict[str, int]
     _jobs: dict[str, JobRecord]
     _trials: dict[tuple[str, int], TrialRecord]
     _stages: dict[str, StageRecord]
@@ -131,3 +132,4 @@ class MemoryLists:
             if state == "pending" or any(job.spec.dataset == dataset_id for job in self._jobs.values()):
                 raise ConflictError(in_use(dataset_id, state))
             del self._datasets[dataset_id]
+            self._source_bytes.pop(dataset_id, None)

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import String, bindparam, delete, exists, func, select, tuple_
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from stillhouse.search.domain import Deployment, Json, StageKind
@@ -14,7 +13,7 @@ from stillhouse.search.errors import ConflictError
 from stillhouse.search.job import TrialRecord
 from stillhouse.service.db.lists import JobFilter, JobLine, Mark, ModelFilter, Place, in_use, not_ended
 from stillhouse.service.db.records import JOB_ENDS, deployment_record, not_found, trial_record
-from stillhouse.service.db.sessions import Sessions, rows_changed
+from stillhouse.service.db.sessions import Sessions
 from stillhouse.service.db.tables import (
     AttemptRow,
     DatasetRow,
@@ -141,11 +140,7 @@ class ListTables:
             used = session.scalar(select(func.count(JobRow.id)).where(JobRow.dataset_id == dataset_id))
             if used or state == "pending":
                 raise ConflictError(in_use(dataset_id, state))
-            try:
-                rows_changed(session, delete(DatasetRow).where(DatasetRow.id == dataset_id))
-                session.flush()
-            except IntegrityError:  # a job came in between
-                raise ConflictError(in_use(dataset_id, state)) from None
+            session.execute(delete(DatasetRow).where(DatasetRow.id == dataset_id))
 
 
 def _line(row: Any, counts: Mapping[str, int], best: float | None) -> JobLine:
