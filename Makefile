@@ -37,8 +37,8 @@ up: $(STAMP) ## Serve the API, the pages and the controller on 127.0.0.1:8000
 	$(BIN)/stillhouse up
 
 .PHONY: test
-test: $(STAMP) ## Run all tests
-	$(BIN)/python -m pytest -q
+test: $(STAMP) ## Run all tests, two files at a time
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: test-fast
 test-fast: $(STAMP) ## Run the unit, property and golden tests only

@@ -23,6 +23,12 @@ from stillhouse.service.db.migrate import upgrade
 pytest_plugins = ["faulty", "served", "cluster", "bucket"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Wants a name of its own for every test: pytest-xdist runs one of those that share a name, and drops the rest."""
+    names = [item.nodeid for item in items]
+    assert len(names) == len(set(names)), "two tests have one name"
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of a SQLite database that does not exist yet."""

@@ -110,7 +110,7 @@ def test_a_line_that_cannot_be_written_as_meant_stops_nobody(capsys: pytest.Capt
     before = list(root.handlers)
     configure()
     try:
-        (ours,) = [handler for handler in root.handlers if handler not in before]
+        (ours,) = [handler for handler in root.handlers if isinstance(handler.formatter, RedactingFormatter)]
         ours.handle(logging.LogRecord("stillhouse", logging.WARNING, "a.py", 1, "%d pictures", ("many",), None))
     finally:
         structlog.reset_defaults()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Path as ApiPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
@@ -70,9 +71,11 @@ class GivenBack(BaseModel):
     wait_s: Annotated[float, Field(ge=0, le=3600)]
 
 
-def holder(request: Request) -> AttemptRecord:
+def holder(attempt_id: Annotated[str, ApiPath(description="The attempt.")], request: Request) -> AttemptRecord:
     """The attempt whose token the gate has found in the request; raises a 409 when it is no longer open."""
     attempt: AttemptRecord = request.state.attempt
+    if attempt.id != attempt_id:
+        raise HTTPException(401, "this token is of another attempt")
     if attempt.state != "open":
         raise HTTPException(409, _LOST.format(id=attempt.id, state=attempt.state))
     return attempt
