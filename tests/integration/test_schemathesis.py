@@ -55,22 +55,23 @@ def _swept() -> Iterator[None]:
     HOME.cleanup()
 
 
-def check(case: schemathesis.Case) -> None:
-    headers = {"Host": "127.0.0.1"} if case.path.startswith("/attempts/") else KEY
-    excluded = [positive_data_acceptance, *([negative_data_rejection] if case.method == "GET" else [])]
-    case.call_and_validate(headers=headers, excluded_checks=excluded)
-
-
 def _test_of(operation_id: str) -> Any:
     """The test of one operation, as a function of its own: Schemathesis gives all that one function makes one name."""
-    limits = settings(
+
+    @schema.include(operation_id=operation_id).parametrize()
+    @settings(
         max_examples=EXAMPLES,
         deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    return schema.include(operation_id=operation_id).parametrize()(limits(lambda case: check(case)))
+    def test(case: schemathesis.Case) -> None:
+        headers = {"Host": "127.0.0.1"} if case.path.startswith("/attempts/") else KEY
+        excluded = [positive_data_acceptance, *([negative_data_rejection] if case.method == "GET" else [])]
+        case.call_and_validate(headers=headers, excluded_checks=excluded)
+
+    return test
 
 
 OPERATIONS = [operation.ok().definition.raw["operationId"] for operation in schema.get_all_operations()]
