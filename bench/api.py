@@ -3,8 +3,8 @@
     python bench/api.py --json                     # SQLite
     python bench/api.py --json --database URL      # an empty PostgreSQL database: postgresql://user@host/name
 
-A server process is started on a ledger that is filled first. 20 clients (threads of one other process) then ask without
-a pause; each figure is the 99th percentile of what they wait, in milliseconds, over --requests answers:
+A server process is started on a ledger that is filled first. 20 clients (connections of one other process) then ask
+without a pause; each figure is the 99th percentile of what they wait, in milliseconds, over --requests answers:
 
 - ``jobs_p99_ms``: GET /jobs, the first page of 100.
 - ``front_p99_ms``: GET /jobs/{id}/pareto of finished jobs, drawn as readers do: a few jobs are asked for most (Zipf).
@@ -31,10 +31,10 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from sqlalchemy import insert
@@ -105,17 +105,15 @@ def _rows(job: str, number: int, dataset: str, spec: dict[str, Any], rng: random
 SERVER = """
 import sys
 from pathlib import Path
-import uvicorn
-from stillhouse.service.app import create_app
+from stillhouse.service.app import create_app, serve_app
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.db.migrate import upgrade
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 url, home, port = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-settings = Settings.load(home=home, database_url=url, requests_per_s=1e6, request_burst=10**6)
+settings = Settings.load(home=home, port=port, database_url=url, requests_per_s=1e6, request_burst=10**6)
 upgrade(url)
-app = create_app(SqlLedger(url), DiskStore(home / "artifacts"), settings)
-uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1)
+serve_app(create_app(SqlLedger(url), DiskStore(home / "artifacts"), settings), settings)
 """
 
 
@@ -136,23 +134,33 @@ def start(url: str, home: Path) -> tuple[subprocess.Popen[bytes], str, float]:
 
 
 def ask(base: str, urls: list[str], clients: int, queue: Any) -> None:
-    """Asks from threads of this process, each without a pause; puts seconds of each answer into the queue."""
+    """Asks over one connection for each client, without a pause; puts seconds of each answer into the queue.
 
-    def one(part: list[str]) -> list[float]:
+    By bare sockets: a client library takes more processor time for an answer than the server does, and the clients of
+    a service have processors of their own.
+    """
+    host, port = urlsplit(base).hostname or "", urlsplit(base).port or 80
+
+    async def one(part: list[str]) -> list[float]:
         waits = []
-        with httpx.Client(base_url=base, timeout=60) as http:
-            http.get("/health/live")
-            for url in part:
-                began = time.perf_counter()
-                http.get(url).raise_for_status()
-                waits.append(time.perf_counter() - began)
-        return waits
+        reader, writer = await asyncio.open_connection(host, port, limit=2**20)
+        for url in ["/health/live", *part]:
+            began = time.perf_counter()
+            writer.write(f"GET {url} HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: gzip\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 "), head
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+            waits.append(time.perf_counter() - began)
+        writer.close()
+        return waits[1:]
+
+    async def all_of() -> list[float]:
+        found = await asyncio.gather(*(one(urls[at::clients]) for at in range(clients)))
+        return [wait for part in found for wait in part]
 
     try:
-        with ThreadPoolExecutor(clients) as pool:
-            found = list(pool.map(one, [urls[at::clients] for at in range(clients)]))
-        queue.put([wait for part in found for wait in part])
-    except httpx.HTTPError as error:
+        queue.put(asyncio.run(all_of()))
+    except (AssertionError, OSError, asyncio.IncompleteReadError) as error:
         queue.put(str(error))
 
 

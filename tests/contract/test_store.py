@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,3 +108,74 @@ def test_a_failed_put_leaves_nothing(store: ArtifactStore, root: Path, tmp_path:
     with pytest.raises(FileNotFoundError):
         store.put(tmp_path / "missing")
     assert files(root) == []
+
+
+def listed(store: ArtifactStore) -> dict[str, tuple[int, float]]:
+    return {item.sha256: (item.size, item.put_at) for item in store.listed()}
+
+
+def test_files_are_listed_with_size_and_time(store: ArtifactStore, make: Callable[[bytes], Path], root: Path) -> None:
+    assert listed(store) == {}
+    began = time.time()
+    sizes = {store.put(make(data)): len(data) for data in (b"abc", b"", b"x" * 5000)}
+    (root / "tmp" / "unfinished").write_bytes(b"x")
+    found = listed(store)
+    assert {sha256: size for sha256, (size, _) in found.items()} == sizes
+    assert all(began - 2 <= at <= time.time() + 2 for _, at in found.values())  # buckets tell whole seconds
+
+
+def test_what_is_removed_is_gone_and_can_be_put_again(store: ArtifactStore, make: Callable[[bytes], Path]) -> None:
+    sha256, other = store.put(make(b"abc")), store.put(make(b"abcd"))
+    later = time.time() + 60
+    assert store.remove(sha256, before=later) == 3
+    assert (store.has(sha256), store.has(other), listed(store).keys()) == (False, True, {other})
+    with pytest.raises(NotFoundError):
+        store.path(sha256)
+    assert store.remove(sha256, before=later) == 0
+    assert store.put(make(b"abc")) == sha256
+    assert store.path(sha256).read_bytes() == b"abc"
+    for name in ("0" * 64, "", "../../etc/passwd", "tmp"):
+        assert store.remove(name, before=later) == 0
+
+
+def test_what_was_put_lately_is_not_removed(store: ArtifactStore, make: Callable[[bytes], Path]) -> None:
+    sha256 = store.put(make(b"abc"))
+    assert store.remove(sha256, before=time.time() - 60) == 0
+    assert store.path(sha256).read_bytes() == b"abc"
+
+
+def test_a_file_that_is_put_again_counts_as_put_then(store: ArtifactStore, make: Callable[[bytes], Path]) -> None:
+    sha256 = store.put(make(b"abc"))
+    first = listed(store)[sha256][1]
+    time.sleep(1.1)
+    store.put(make(b"abc"))
+    again = listed(store)[sha256][1]
+    assert again > first
+    assert store.remove(sha256, before=again) == 0
+
+
+def test_what_is_put_while_it_is_removed_is_there(root: Path, make: Callable[[bytes], Path]) -> None:
+    """On the disk: who puts an old file again has it, whatever a removal does meanwhile."""
+    store, given = DiskStore(root), make(b"abc")
+    sha256 = store.put(given)
+    for _ in range(150):
+        os.utime(store.path(sha256), (1, 1))
+        gate = threading.Barrier(4)
+
+        def work(index: int, gate: threading.Barrier = gate) -> None:
+            gate.wait()
+            if index % 2:
+                DiskStore(root).remove(sha256, before=time.time() - 60)
+            else:
+                DiskStore(root).put(given)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+        assert DiskStore(root).path(sha256).read_bytes() == b"abc"
+    assert len(files(root)) == 1
+
+
+def test_a_store_belongs_to_the_ledger_that_asked_first(store: ArtifactStore, make: Callable[[bytes], Path]) -> None:
+    assert [store.claim(name) for name in ("led_1", "led_2", "led_1")] == ["led_1"] * 3
+    sha256 = store.put(make(b"abc"))
+    assert listed(store).keys() == {sha256}

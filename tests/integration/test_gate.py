@@ -95,8 +95,11 @@ def test_scopes(served: Served) -> None:
     assert served.http.post("/jobs", json=body, headers=writes).status_code == 202
     assert "scope read" in problem(served.http.get("/jobs", headers=writes), 403)
     for method, path in every_route(served.http.app.routes):  # type: ignore[attr-defined]
-        if rule_of(path) not in (Rule.OPEN, Rule.ATTEMPT):
+        if rule_of(path) not in (Rule.OPEN, Rule.ATTEMPT, Rule.MACHINE):
             assert served.http.request(method, path, headers=works).status_code == 403, path
+    assert served.http.get("/metrics", headers=works).status_code == 200
+    for other in (reads, writes):
+        assert "scope worker" in problem(served.http.get("/metrics", headers=other), 403)
 
 
 def test_an_undeclared_route_is_refused(served: Served) -> None:

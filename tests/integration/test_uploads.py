@@ -5,10 +5,13 @@ import io
 import os
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
+from keys import bearer, make_key
 from served import Serve, Served, problem
 from stillhouse.search.errors import AwayError
 from stillhouse.service.resumable import MOST_AGE_S
@@ -115,3 +118,52 @@ def test_what_could_not_be_stored_can_be_completed_again(served: Served, monkeyp
     (stage,) = served.ledger.stages([served.ledger.dataset(answer.json()["id"]).stage_key]).values()
     assert Path(stage.plan.hints["source"]).read_bytes() == content
     assert [path.suffix for path in served.settings.uploads.iterdir()] == [".zip"]
+
+
+def test_open_uploads_count_in_the_quota(serve: Serve) -> None:
+    served = serve(max_dataset_bytes_per_key=100_000)
+    one, two = (bearer(make_key(served)) for _ in range(2))
+
+    def offered(size: int, key: dict[str, str], digit: str = "a") -> httpx.Response:
+        return served.http.post("/uploads", json={"size": size, "sha256": digit * 64}, headers=key)
+
+    assert "100000 bytes together; 0 are used" in problem(offered(100_001, one), 403)
+    first = offered(60_000, one)
+    assert first.status_code == 201
+    assert offered(60_000, one).json() == first.json(), "the same offer is not counted twice"
+    said = problem(offered(40_001, one, "b"), 403)
+    assert "60000 are used, and this one would add 40001" in said
+    assert offered(40_000, one, "b").status_code == 201, "together they fit"
+    assert offered(60_000, two, "c").status_code == 201, "another key's are its own"
+    form = served.http.post("/datasets", files={"file": ("a.zip", zipped(1000))}, headers=one)
+    problem(form, 403)
+    assert served.http.delete(f"/uploads/{first.json()['id']}", headers=one).status_code == 204
+    assert offered(60_000, one, "d").status_code == 201
+
+
+def test_two_offers_at_once_do_not_both_slip_through(serve: Serve, race: Callable[..., list[int]]) -> None:
+    served = serve(max_dataset_bytes_per_key=100_000)
+    key = bearer(make_key(served))
+
+    def offered(index: int) -> int:
+        body = {"size": 60_000, "sha256": f"{index:064x}"}
+        return served.http.post("/uploads", json=body, headers=key).status_code
+
+    assert sorted(race(offered, 4)) == [201, 403, 403, 403]
+
+
+def test_a_completed_upload_counts_once(serve: Serve) -> None:
+    served, content = serve(max_dataset_bytes_per_key=50_000), zipped(30_000)
+    key = bearer(make_key(served))
+    body = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    made = served.http.post("/uploads", json=body, headers=key).json()["id"]
+    served.http.patch(f"/uploads/{made}", content=content, headers={"Upload-Offset": "0", **key})
+    part = served.settings.uploads / f"{made}.part"
+    os.utime(part, (1, 1))
+    assert served.http.post(f"/uploads/{made}/complete", json={}, headers=key).status_code == 202
+    kept = served.settings.uploads / f"{body['sha256']}.zip"
+    assert time.time() - kept.stat().st_mtime < 60, "a zip that no data set names yet must not look old"
+    rest = 50_000 - len(content)
+    small = {"size": rest + 1, "sha256": "b" * 64}
+    problem(served.http.post("/uploads", json=small, headers=key), 403)
+    assert served.http.post("/uploads", json=small | {"size": rest}, headers=key).status_code == 201

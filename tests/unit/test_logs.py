@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 
 import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.stdlib import ProcessorFormatter
 
-from stillhouse.service.logs import RedactingFormatter, configure, redact, redact_event
+from stillhouse.service.logs import configure, redact, redact_event
 
 KEY = "sth_0123456789ab_" + "Ab3_-xyz" * 5 + "abc"
 
@@ -74,18 +78,73 @@ def test_events_are_cleaned_to_the_bottom() -> None:
     assert (shown["count"], shown["nothing"], shown["attempt"]["id"]) == (3, None, "att_1")
 
 
-def test_tracebacks_of_libraries_are_cleaned() -> None:
+Written = Callable[[], list[str]]
+
+
+@pytest.fixture
+def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Written]:
+    """Reads the lines on standard error; logging is set up as in our processes."""
+    root, ours = logging.getLogger(), logging.getLogger("stillhouse")
+    before, level = list(root.handlers), ours.level
+    configure("json")
+
+    def lines() -> list[str]:
+        return capsys.readouterr().err.splitlines()
+
+    yield lines
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    root.handlers[:] = before
+    ours.setLevel(level)
+
+
+def test_a_line_is_json_and_says_what_it_is_about(written: Written) -> None:
+    bound = {"job": "job_1", "trial": 3, "stage": "0123456789ab", "attempt": "att_1"}
+    with structlog.contextvars.bound_contextvars(**bound):
+        structlog.get_logger("stillhouse.service.worker").info("an attempt is done", seconds=1.5)
+        logging.getLogger("stillhouse.search").warning("as %s", "said", extra={"tries": 2})
+    structlog.get_logger("stillhouse.service").info("afterwards")
+    logging.getLogger("stillhouse.search").debug("nobody asked")
+    logging.getLogger("a.library").info("nobody asked")
+    own, planner, after = map(json.loads, written())
+    assert bound.items() <= own.items()
+    assert (own["event"], own["level"], own["seconds"]) == ("an attempt is done", "info", 1.5)
+    assert datetime.fromisoformat(own["timestamp"]).utcoffset() == timedelta(0)
+    assert bound.items() <= planner.items()
+    assert (planner["event"], planner["level"], planner["tries"]) == ("as said", "warning", 2)
+    assert planner["logger"] == "stillhouse.search"
+    assert not bound.keys() & after.keys()
+
+
+def test_it_is_text_on_a_terminal_or_where_it_is_asked_for(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_LOG_FORMAT", "text")
+    configure()
+    logging.getLogger("stillhouse").warning("in words")
+    monkeypatch.setenv("STILLHOUSE_LOG_FORMAT", "auto")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    configure()
+    structlog.get_logger("stillhouse").warning("in words")
+    first, second = written()  # each line once, however often logging is set up
+    for line in (first, second):
+        assert "in words" in line
+        assert not line.startswith("{")
+
+
+def test_tracebacks_of_libraries_are_cleaned(written: Written) -> None:
     try:
         raise OSError("connection to postgresql://user:S3cret!@host/db failed")
-    except OSError as error:
-        info = (type(error), error, error.__traceback__)
-    record = logging.LogRecord("uvicorn.error", logging.ERROR, __file__, 1, "failed: %s", ("token=S3cret!",), info)
-    line = RedactingFormatter("%(message)s").format(record)
-    assert "OSError" in line
-    assert "S3cret" not in line
+    except OSError:
+        logging.getLogger("uvicorn.error").exception("failed: %s", "token=S3cret!")
+        structlog.get_logger("stillhouse").exception("failed", password="S3cret!")  # noqa: S106 - a test's
+    library, own = written()
+    for line in (library, own):
+        assert "OSError" in json.loads(line)["exception"]
+        assert "S3cret" not in line
 
 
-def test_a_line_without_room_on_the_disk_is_lost_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_room_on_the_disk_is_lost_and_nothing_else(
+    written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Full(io.StringIO):
         def write(self, _text: str) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -93,26 +152,17 @@ def test_a_line_without_room_on_the_disk_is_lost_and_nothing_else(monkeypatch: p
         def flush(self) -> None:
             self.write("")
 
-    root = logging.getLogger()
-    before = list(root.handlers)
-    configure()
     monkeypatch.setattr(sys, "stderr", Full())
-    try:
-        logging.getLogger("stillhouse.test").error("the disk is full")
-        structlog.get_logger("stillhouse.test").error("the disk is full")
-    finally:
-        structlog.reset_defaults()
-        root.handlers[:] = before
+    logging.getLogger("stillhouse.test").error("the disk is full")
+    structlog.get_logger("stillhouse.test").error("the disk is full")
+    monkeypatch.undo()
+    assert not written()
 
 
-def test_a_line_that_cannot_be_written_as_meant_stops_nobody(capsys: pytest.CaptureFixture[str]) -> None:
-    root = logging.getLogger()
-    before = list(root.handlers)
-    configure()
-    try:
-        (ours,) = [handler for handler in root.handlers if isinstance(handler.formatter, RedactingFormatter)]
-        ours.handle(logging.LogRecord("stillhouse", logging.WARNING, "a.py", 1, "%d pictures", ("many",), None))
-    finally:
-        structlog.reset_defaults()
-        root.handlers[:] = before
-    assert "Logging error" in capsys.readouterr().err
+def test_a_line_that_cannot_be_written_as_meant_stops_nobody(written: Written) -> None:
+    record = logging.LogRecord("stillhouse", logging.WARNING, "a.py", 1, "%d pictures", ("token=S3cret!",), None)
+    ours = [each for each in logging.getLogger().handlers if isinstance(each.formatter, ProcessorFormatter)]
+    ours[0].handle(record)  # not by a logger: pytest's own handler raises
+    (line,) = written()
+    assert "could not be written: TypeError" in line
+    assert "S3cret" not in line

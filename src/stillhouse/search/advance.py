@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 from stillhouse.search.catalogue import Catalogue
@@ -27,22 +26,11 @@ from stillhouse.search.ports import Ledger
 from stillhouse.search.rungs import promotable
 from stillhouse.search.space import Space
 from stillhouse.search.states import LIVE
+from stillhouse.search.wanted import Asker, Wanted
 from stillhouse.search.warm import Earlier, earlier
 
 LEAST_SHARE = 0.0005
 """Of the front's hypervolume: what a trial that waits at a rung must promise to train on (``auto``)."""
-
-
-@dataclass
-class Wanted:
-    """What one step found to be done: stages that live jobs wait for, in order of priority."""
-
-    plans: dict[str, StagePlan] = field(default_factory=dict)
-
-    def add(self, plans: Iterable[StagePlan]) -> None:
-        """Adds plans that are not there yet."""
-        for plan in plans:
-            self.plans.setdefault(plan.key, plan)
 
 
 class Desk:
@@ -270,7 +258,7 @@ class JobStep:
             self._cost(trial)
             return
         chains = self._plans(trial)
-        stages = self._want(chains.pop(PRECISIONS[0]))
+        stages = self._want(chains.pop(PRECISIONS[0]), trial.number)
         if failed_stage(stages) is not None:
             self._fail_trial(trial, stages)
         elif stages[-1].result is None:
@@ -279,7 +267,7 @@ class JobStep:
             self._pause(trial, stages[-1].result.metrics["val"], level)
         else:
             asked = {name: chain for name, chain in chains.items() if not over or self._is_there(chain)}
-            files = {PRECISIONS[0]: stages, **{name: self._want(chain) for name, chain in asked.items()}}
+            files = {PRECISIONS[0]: stages, **{name: self._want(chain, trial.number) for name, chain in asked.items()}}
             if len(asked) < len(chains) and not self._meets(trial, files):
                 return  # what is missing might meet the budget: the trial is stopped, and nothing is said of the budget
             if all(chain[-1].result is not None or failed_stage(chain) is not None for chain in files.values()):
@@ -292,7 +280,7 @@ class JobStep:
             return
         costs: list[Cost] = []
         for precision, plans in self._plans(trial).items():
-            stages = self._want(plans)
+            stages = self._want(plans, trial.number)
             if failed_stage(stages) is not None:
                 if precision == PRECISIONS[0]:
                     self._fail_trial(trial, stages)
@@ -339,7 +327,7 @@ class JobStep:
         chains = self._desk.stages(trial.candidate, self._level(trial))
         keys = [plan.key for plan in unique([plan for chain in chains.values() for plan in chain])]
         self._ledger.move_trial(self._job.id, trial.number, expect=trial.state, to="training", cost=cost, stages=keys)
-        self._want(chains[PRECISIONS[0]])
+        self._want(chains[PRECISIONS[0]], trial.number)
 
     def _pause(self, trial: TrialRecord, val: Mapping[str, Json], level: int) -> None:
         accuracy = val["correct"] / val["total"]
@@ -372,8 +360,8 @@ class JobStep:
             epochs=self._desk.planner.levels[-1],
         )
 
-    def _want(self, plans: Iterable[StagePlan]) -> list[StageRecord]:
-        """Makes sure the stages exist and are worked on; returns them as stored."""
+    def _want(self, plans: Iterable[StagePlan], number: int) -> list[StageRecord]:
+        """Makes sure that a trial's stages exist and are worked on; returns them as stored."""
         ordered = list(plans)
         unknown = [plan.key for plan in ordered if plan.key not in self._stored]
         if unknown:
@@ -381,7 +369,8 @@ class JobStep:
         stored = [self._stored.get(plan.key) or self._ledger.ensure_stage(plan) for plan in ordered]
         self._stored |= {stage.key: stage for stage in stored}
         if failed_stage(stored) is None:
-            self._wanted.add(plan for plan, stage in zip(ordered, stored, strict=True) if stage.state != "done")
+            due = [plan for plan, stage in zip(ordered, stored, strict=True) if stage.state != "done"]
+            self._wanted.add(due, Asker(self._job.id, number))
         return stored
 
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 
-from stillhouse.search.advance import Desk, JobStep, Wanted
+from stillhouse.search.advance import Desk, JobStep
 from stillhouse.search.domain import StageKind, StagePlan
+from stillhouse.search.errors import NotFoundError
 from stillhouse.search.failpoints import passing
 from stillhouse.search.job import AttemptRecord, DatasetRecord, JobRecord
-from stillhouse.search.ports import Engine, Home, Ledger
+from stillhouse.search.ports import Engine, Home, Ledger, Observer, Silent
 from stillhouse.search.states import LIVE
+from stillhouse.search.wanted import NO_ONE, Wanted
 
 RETRY_S = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
@@ -39,6 +42,7 @@ class Controller:
         lease_s: Seconds that an attempt may go without a heartbeat.
         max_attempts: Tries at a stage whose process keeps dying.
         home: The disk that attempts work on; None takes it to have room without end.
+        observer: Is told what is done.
         clock: Unix seconds.
     """
 
@@ -50,12 +54,14 @@ class Controller:
         lease_s: float,
         max_attempts: int,
         home: Home | None = None,
+        observer: Observer | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger, self._engine, self._home, self._clock = ledger, engine, home, clock
-        self._lease_s, self._max_attempts = lease_s, max_attempts
+        self._lease_s, self._max_attempts, self._observer = lease_s, max_attempts, observer or Silent()
         self._desks: dict[str, Desk] = {}
         self._started: set[str] = set()
+        self._live: set[str] = set()
         self._late: dict[str, float] = {}
         self._lack: str | None = None
         self._tidied = -TIDY_S
@@ -63,11 +69,14 @@ class Controller:
     def run(self, stop: threading.Event, *, poll_s: float = 0.2) -> None:
         """Steps until ``stop`` is set; a step that fails (the database is away) is logged and tried again."""
         while not stop.is_set():
+            began, failed = time.monotonic(), False
             try:
                 self.step()
             except Exception:
+                failed = True
                 log.exception("a step of the controller failed; trying again in %g s", RETRY_S)
                 stop.wait(RETRY_S)
+            self._observer.stepped(time.monotonic() - began, failed=failed)
             stop.wait(poll_s)
 
     def step(self, only: Collection[str] | None = None) -> None:
@@ -84,13 +93,24 @@ class Controller:
             if only is None or dataset.id in only:
                 self._advance_dataset(dataset, wanted)
         jobs, slots = self._ledger.jobs(*LIVE), self._slots()
-        for gone in self._desks.keys() - {job.id for job in jobs}:
-            del self._desks[gone]
+        self._note({job.id: job for job in jobs})
         for job in jobs:
             if only is None or job.id in only:
                 self._advance_job(job, wanted, slots)
         self._cancel_unwanted(wanted)
         self._submit(wanted)
+
+    def _note(self, live: Mapping[str, JobRecord]) -> None:
+        """Tells which jobs have come and gone since the last step, and forgets what was worked out for the latter."""
+        for job in [job for job in live.values() if job.id not in self._live and job.state == "running"]:
+            self._live.add(job.id)
+            self._observer.started(job)
+        for gone in self._live - live.keys():
+            self._live.discard(gone)
+            with suppress(NotFoundError):
+                self._observer.ended(self._ledger.job(gone))
+        for gone in self._desks.keys() - live.keys():
+            del self._desks[gone]
 
     def _advance_job(self, job: JobRecord, wanted: Wanted, slots: int) -> None:
         """Moves one job on; one that cannot be planned fails alone and holds up no other."""
@@ -146,9 +166,10 @@ class Controller:
             # A full disk is no fault of the stage; what an earlier controller left open died with it.
             self._ledger.lose(attempt.id, max_attempts=None)
             return
-        tries = self._ledger.stages([attempt.stage_key])[attempt.stage_key].attempts
+        stage = self._ledger.stages([attempt.stage_key])[attempt.stage_key]
+        tries = stage.attempts
         wait_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 4.0 ** min(tries - 1, 10))
-        log.warning("attempt %s is lost (try %d): %s", attempt.id, tries, reason)
+        self._observer.lost(attempt, stage.plan, tries, reason)
         self._ledger.lose(attempt.id, max_attempts=self._max_attempts, wait_s=wait_s, reason=reason)
 
     def _cancel_unwanted(self, wanted: Wanted) -> None:
@@ -174,12 +195,14 @@ class Controller:
             if self._alone(plan) and running:
                 return
             lease_s = max(self._lease_s, START_S)
-            attempt = self._ledger.open_attempt(key, lease_s=lease_s, threads=self._engine.threads())
+            asker = wanted.askers.get(key, NO_ONE)
+            attempt = self._ledger.open_attempt(key, lease_s=lease_s, threads=self._engine.threads(), asker=asker)
             if attempt is None:
                 continue
             self._started.add(attempt.id)
             passing("open.after")
             self._hand_over(attempt)
+            self._observer.opened(attempt, plan)
             running.append(stored[key])
             if self._alone(plan):
                 return

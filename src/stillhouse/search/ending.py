@@ -18,7 +18,7 @@ from stillhouse.search.pareto import deployment_front
 from stillhouse.search.plan import Planner, baselines, variant_of
 from stillhouse.search.ports import Ledger
 
-Want = Callable[[Iterable[StagePlan]], list[StageRecord]]
+Want = Callable[[Iterable[StagePlan], int], list[StageRecord]]
 """Makes sure stages exist and are worked on; gives them as stored."""
 
 
@@ -37,7 +37,7 @@ class Ending:
         ledger: The truth.
         job: The job.
         planner: Plans its stages.
-        want: Has stages worked on.
+        want: Has stages of a trial (by number) worked on.
     """
 
     def __init__(self, ledger: Ledger, job: JobRecord, planner: Planner, want: Want) -> None:
@@ -51,7 +51,8 @@ class Ending:
             return Verdict("failed", why_empty(self._job, self._ledger.trials(self._job.id), deployments))
         missing = self._missing(chosen, deployments)
         chains = [
-            self._want(self._planner.training(one.candidate, method, one.precision).stages) for one, method in missing
+            self._want(self._planner.training(one.candidate, method, one.precision).stages, one.trial_number)
+            for one, method in missing
         ]
         # A comparison that fails costs the comparison, not the models that the job was for.
         lost = [said for chain in chains if (said := _fault(chain)) is not None]
@@ -105,7 +106,9 @@ class Ending:
                 continue
             methods = {str(item.details["method"]): item for item in items}
             chains = {
-                method: self._want(self._planner.testing(item.candidate, method, item.precision).stages)
+                method: self._want(
+                    self._planner.testing(item.candidate, method, item.precision).stages, item.trial_number
+                )
                 for method, item in methods.items()
             }
             fault = next((said for chain in chains.values() if (said := _fault(chain)) is not None), None)

@@ -25,6 +25,7 @@ from stillhouse.search.domain import (
 )
 from stillhouse.search.errors import UnknownNameError, UserError
 from stillhouse.search.owner import DEFAULT_TENANT
+from stillhouse.search.wanted import NO_ONE, Asker
 
 _ABLATE: Mapping[bool | str, str] = {True: "all", False: "none", "true": "all", "false": "none"}
 
@@ -315,7 +316,10 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One try at a stage, held under a lease: ``token`` proves it, ``expires_at`` ends it. Times are Unix seconds."""
+    """One try at a stage, held under a lease: ``token`` proves it, ``expires_at`` ends it. Times are Unix seconds.
+
+    ``asker`` was the first to want the stage; others may share what it gives.
+    """
 
     id: str
     stage_key: str
@@ -325,6 +329,7 @@ class AttemptRecord:
     threads: int = 1
     opened_at: float = 0.0
     ended_at: float | None = None
+    asker: Asker = NO_ONE
 
 
 @dataclass(frozen=True)

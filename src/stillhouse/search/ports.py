@@ -6,7 +6,8 @@ compare-and-set: the method says which state must hold and answers whether it di
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from stillhouse.search.job import (
     TrialRecord,
 )
 from stillhouse.search.owner import NOBODY, Owner
+from stillhouse.search.wanted import NO_ONE, Asker
 
 
 class Ledger(Protocol):
@@ -101,7 +103,7 @@ class Ledger(Protocol):
     def stages(self, keys: Iterable[str]) -> dict[str, StageRecord]:
         """Those that exist, by key, with the progress of a running attempt."""
 
-    def open_attempt(self, key: str, *, lease_s: float, threads: int) -> AttemptRecord | None:
+    def open_attempt(self, key: str, *, lease_s: float, threads: int, asker: Asker = NO_ONE) -> AttemptRecord | None:
         """Moves pending -> running with a new attempt; None when the stage is not pending, or must still wait."""
 
     def attempt(self, attempt_id: str) -> AttemptRecord:
@@ -203,11 +205,26 @@ class Engine(Protocol):
         """Cancels all and frees what the engine holds."""
 
 
+@dataclass(frozen=True)
+class Artifact:
+    """A file of a store.
+
+    Attributes:
+        sha256: Of its bytes, which it is named by.
+        size: Bytes.
+        put_at: Unix seconds when it was last put.
+    """
+
+    sha256: str
+    size: int
+    put_at: float
+
+
 class ArtifactStore(Protocol):
     """Files by the sha256 of their bytes."""
 
     def put(self, path: Path) -> str:
-        """Stores a copy, atomically; returns its sha256."""
+        """Stores a copy, atomically; returns its sha256. A file that is there already counts as put now."""
 
     def path(self, sha256: str) -> Path:
         """A local, read-only file with these bytes, its hash checked once a process.
@@ -220,6 +237,15 @@ class ArtifactStore(Protocol):
     def has(self, sha256: str) -> bool:
         """True when stored."""
 
+    def claim(self, ledger: str) -> str:
+        """Name of the ledger that this store belongs to: whichever asked first. No other may remove files."""
+
+    def listed(self) -> Iterator[Artifact]:
+        """All files, in no order; one that comes or goes meanwhile may be missing."""
+
+    def remove(self, sha256: str, *, before: float) -> int:
+        """Removes a file unless it was put at this time (Unix seconds) or later; returns its bytes, 0 if it stays."""
+
 
 class Home(Protocol):
     """The disk that attempts work on."""
@@ -229,3 +255,41 @@ class Home(Protocol):
 
     def tidy(self) -> None:
         """Removes what processes that died have left behind."""
+
+
+class Observer(Protocol):
+    """Is told what the controller does, for logs, metrics and traces. It must not raise, and decides nothing."""
+
+    def stepped(self, seconds: float, *, failed: bool) -> None:
+        """A step took so long."""
+
+    def opened(self, attempt: AttemptRecord, plan: StagePlan) -> None:
+        """An attempt was handed to the engine."""
+
+    def lost(self, attempt: AttemptRecord, plan: StagePlan, tries: int, reason: str) -> None:
+        """An attempt ended without a result."""
+
+    def started(self, job: JobRecord) -> None:
+        """A job was seen at work for the first time by this controller."""
+
+    def ended(self, job: JobRecord) -> None:
+        """A job that was at work has ended."""
+
+
+class Silent(Observer):
+    """An observer that does nothing."""
+
+    def stepped(self, seconds: float, *, failed: bool) -> None:
+        """Nothing."""
+
+    def opened(self, attempt: AttemptRecord, plan: StagePlan) -> None:
+        """Nothing."""
+
+    def lost(self, attempt: AttemptRecord, plan: StagePlan, tries: int, reason: str) -> None:
+        """Nothing."""
+
+    def started(self, job: JobRecord) -> None:
+        """Nothing."""
+
+    def ended(self, job: JobRecord) -> None:
+        """Nothing."""

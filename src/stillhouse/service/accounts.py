@@ -20,7 +20,10 @@ from stillhouse.service.db.lists import Lists
 
 READ, WRITE, WORKER = "read", "write", "worker"
 SCOPES = (READ, WRITE, WORKER)
-"""``read`` looks, ``write`` changes, ``worker`` is for devices that measure; none implies another."""
+"""``read`` looks, ``write`` changes, ``worker`` is for machines: what scrapes ``/metrics``, devices that measure.
+
+None implies another.
+"""
 SECRET = re.compile(r"sth_(?P<id>[0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 

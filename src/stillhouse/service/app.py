@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import uvicorn
 from fastapi import FastAPI
 
 from stillhouse import __version__
@@ -25,11 +28,16 @@ from stillhouse.service.buckets import Buckets
 from stillhouse.service.gate import Gate
 from stillhouse.service.guard import Guard
 from stillhouse.service.limits import BodyLimit
+from stillhouse.service.metrics import RequestMetrics
 from stillhouse.service.openapi import describe
 from stillhouse.service.problems import add_handlers
 from stillhouse.service.resumable import Uploads
 from stillhouse.service.settings import LOOPBACK, Settings
 from stillhouse.service.web import pages, sign_in
+
+_SWITCH_S = 0.0005
+"""How long a thread may hold the interpreter while another waits for it. A query gives it up and asks for it back many
+times; at Python's 5 ms each such time is felt by whoever waits for the query, or for the event loop."""
 
 
 def create_app(ledger: ServiceLedger, store: ArtifactStore, settings: Settings) -> FastAPI:
@@ -70,6 +78,21 @@ def create_app(ledger: ServiceLedger, store: ArtifactStore, settings: Settings) 
         buckets=Buckets(settings.requests_per_s, settings.request_burst),
         routes=lambda: app.routes,
         sign_in=sign_in.sign_in_page,
+        changed=app.state.context.pulse.forget,
     )
+    app.add_middleware(RequestMetrics)
     app.add_middleware(Guard, hosts=settings.hosts)  # added last: it stands outermost
     return app
+
+
+def serve_app(app: FastAPI, settings: Settings) -> None:
+    """Serves it until the process is told to stop."""
+    sys.setswitchinterval(_SWITCH_S)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,  # what it says goes through ours, which hides secrets
+        log_level="warning",
+        timeout_graceful_shutdown=3,
+    )

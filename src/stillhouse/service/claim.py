@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from stillhouse.search.domain import Json, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import AwayError, LeaseLostError
 from stillhouse.search.job import AttemptRecord
 from stillhouse.search.ports import ArtifactStore, Ledger
+from stillhouse.search.wanted import NO_ONE, Asker
 
 _PAUSES_S = (0.1, 2.0)
 
@@ -38,6 +39,7 @@ class Order:
         threads: CPU threads.
         lease_s: Seconds that the attempt may go without a heartbeat.
         heartbeat_s: Seconds between two heartbeats.
+        asker: Who asked for the stage first: for logs and traces.
     """
 
     plan: StagePlan
@@ -45,6 +47,7 @@ class Order:
     threads: int
     lease_s: float
     heartbeat_s: float
+    asker: Asker = NO_ONE
 
     @property
     def readable(self) -> frozenset[str]:
@@ -69,6 +72,7 @@ class Order:
             "threads": self.threads,
             "lease_s": self.lease_s,
             "heartbeat_s": self.heartbeat_s,
+            "asker": asdict(self.asker),
         }
 
     @classmethod
@@ -76,7 +80,8 @@ class Order:
         """Reads what ``to_json`` wrote."""
         results = {role: StageResult.from_json(result) for role, result in data["results"].items()}
         plan = StagePlan.from_json(data["plan"])
-        return cls(plan, results, data["threads"], data["lease_s"], data["heartbeat_s"])
+        asker = Asker(**data.get("asker", {}))
+        return cls(plan, results, data["threads"], data["lease_s"], data["heartbeat_s"], asker)
 
 
 class Claim(Protocol):
@@ -228,4 +233,4 @@ def order_of(ledger: Ledger, attempt: AttemptRecord, *, lease_s: float, heartbea
     stages = ledger.stages(keys.values())
     done = {role: stages[key].result for role, key in keys.items() if key in stages}
     results = {role: result for role, result in done.items() if result is not None}
-    return Order(plan, results, attempt.threads, lease_s, heartbeat_s)
+    return Order(plan, results, attempt.threads, lease_s, heartbeat_s, attempt.asker)

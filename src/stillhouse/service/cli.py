@@ -5,6 +5,7 @@ A request that cannot be met ends with one message and exit code 2; a failure on
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
@@ -27,14 +27,15 @@ from stillhouse.search.errors import DatasetError, StillhouseError, UserError
 from stillhouse.search.job import Epochs, JobSpec
 from stillhouse.search.pareto import picks
 from stillhouse.service import cli_options as options
-from stillhouse.service import logs
-from stillhouse.service.app import create_app
+from stillhouse.service import logs, metrics, tracing
+from stillhouse.service.app import create_app, serve_app
 from stillhouse.service.cli_catalogue import commands as catalogue_commands
 from stillhouse.service.cli_client import commands as client_commands
 from stillhouse.service.cli_estimate import command as estimate_command
 from stillhouse.service.cli_keys import audit as audit_command
 from stillhouse.service.cli_keys import commands as key_commands
 from stillhouse.service.cli_options import SEARCH, TRAINING
+from stillhouse.service.cli_tidy import command as tidy_command
 from stillhouse.service.demo import demo_request, print_comparison
 from stillhouse.service.progress import Watcher
 from stillhouse.service.report import by_accuracy, front_table, left_out, model_file_name
@@ -183,7 +184,7 @@ def _run(platform: Platform, data: str, spec: JobSpec, out: Path, skip_faults: b
 @app.command()
 def up() -> None:
     """Serve the API, the pages and the controller together."""
-    with _messages():
+    with _service("up"):
         platform = Platform(Settings.load())
         with platform.controller() as controller:
             stop = threading.Event()
@@ -199,14 +200,16 @@ def up() -> None:
 @app.command()
 def serve() -> None:
     """Serve the API and the pages only; a controller must run elsewhere on the same database."""
-    with _messages():
+    with _service("api"):
         _serve(Platform(Settings.load()))
 
 
 @app.command()
 def controller() -> None:
     """Run the controller and its engine only."""
-    with _messages(), Platform(Settings.load()).controller() as loop:
+    with _service("controller"), Platform(Settings.load()).controller() as loop:
+        if (address := Settings.load().metrics_listen) is not None:
+            metrics.listen(address)
         Console().print("controller runs; stop it with Ctrl-C")
         loop.run(threading.Event())
 
@@ -220,14 +223,7 @@ def _serve(platform: Platform) -> None:
         )
     application = create_app(platform.ledger, platform.store, settings)
     Console().print(f"Stillhouse {__version__} on http://{settings.host}:{settings.port}/ (home {settings.home})")
-    uvicorn.run(
-        application,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,  # what it says goes through ours, which hides secrets
-        log_level="warning",
-        timeout_graceful_shutdown=3,
-    )
+    serve_app(application, settings)
 
 
 @stage_app.command("run")
@@ -238,7 +234,7 @@ def stage_run(
     ] = None,
 ) -> None:
     """Do the work of one attempt in this process: beside the database, or with --url through the API alone."""
-    with _messages():
+    with _messages(logging.INFO):
         settings = Settings.load()
         token = os.environ.pop("STILLHOUSE_TOKEN", "")  # what this process starts need not know it
         if url is not None and not token:
@@ -261,10 +257,21 @@ def version() -> None:
 
 
 @contextmanager
-def _messages() -> Iterator[None]:
+def _service(process: str) -> Iterator[None]:
+    """As ``_messages``, for a process that goes on by itself: it logs what it does, and traces it where asked to."""
+    with _messages(logging.INFO):
+        tracing.configure(process)
+        try:
+            yield
+        finally:
+            tracing.close()
+
+
+@contextmanager
+def _messages(level: int = logging.WARNING) -> Iterator[None]:
     """Turns our errors into one message on stderr and an exit code."""
     console = Console(stderr=True)
-    logs.configure()
+    logs.configure(level=level)
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(0)
     )  # so that what is open is closed, the engine's processes first
@@ -311,6 +318,7 @@ app.add_typer(catalogue_commands(_messages), name="catalogue")
 app.add_typer(client_commands(_messages), name="client")
 app.add_typer(key_commands(_messages), name="keys")
 app.command("audit")(audit_command(_messages))
+app.command("tidy")(tidy_command(_messages))
 
 
 def main() -> None:

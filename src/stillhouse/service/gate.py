@@ -6,6 +6,7 @@
     OPEN        anybody                                                health, sign-in, styles and scripts
     READ        a key with the scope read                              what looks only, by whatever method
     BY_METHOD   GET, HEAD, OPTIONS: scope read; others: scope write    data sets, jobs, models ...
+    MACHINE     a key with the scope worker; it sees all tenants       metrics
     PAGE        as READ; without a key, the sign-in page comes back    the pages
     ATTEMPT     the attempt's own token, nobody else                   what workers send
     (none)      nobody: 401 without a key, 403 with one                a noun that is not in the table
@@ -29,7 +30,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillhouse.search.errors import AwayError, NotFoundError
-from stillhouse.service.accounts import READ, WRITE, Caller, Deed, Key, ServiceLedger, known_key
+from stillhouse.service.accounts import READ, WORKER, WRITE, Caller, Deed, Key, ServiceLedger, hashed, known_key
 from stillhouse.service.buckets import Buckets, network
 from stillhouse.service.guard import SAFE
 from stillhouse.service.problems import away, problem
@@ -37,6 +38,9 @@ from stillhouse.service.problems import away, problem
 log = structlog.get_logger(__name__)
 
 COOKIE = "stillhouse_key"
+RECALL_S = 1.0
+"""How long what the database said of a key is recalled: a revoked one is let in no longer than that."""
+_MOST_RECALLED = 1000
 
 
 class Rule(Enum):
@@ -45,6 +49,7 @@ class Rule(Enum):
     OPEN = auto()
     READ = auto()
     BY_METHOD = auto()
+    MACHINE = auto()
     PAGE = auto()
     ATTEMPT = auto()
 
@@ -57,6 +62,7 @@ RULES: Mapping[str, Rule] = {
     "": Rule.PAGE,
     "ui": Rule.PAGE,
     "openapi.json": Rule.READ,
+    "metrics": Rule.MACHINE,
     "catalogue": Rule.READ,
     "estimates": Rule.READ,
     "audit": Rule.READ,
@@ -96,6 +102,7 @@ class Gate:
         buckets: The rate limit.
         routes: Tells which addresses exist, so that one without a rule is told from one that is not there.
         sign_in: Makes the page that is shown to a browser without a key.
+        changed: Is called before the answer to a request that may have changed something.
     """
 
     def __init__(
@@ -107,9 +114,13 @@ class Gate:
         buckets: Buckets,
         routes: Callable[[], Sequence[BaseRoute]],
         sign_in: Callable[[Request, str], Response],
+        changed: Callable[[], None],
     ) -> None:
         self._app, self._ledger, self._accounts = app, ledger, ledger.accounts
         self._keyed, self._buckets, self._routes, self._sign_in = always_keyed, buckets, routes, sign_in
+        self._changed = changed
+        self._asked_until = 0.0
+        self._recalled: dict[str, tuple[float, Key]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on what may pass."""
@@ -134,6 +145,8 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if request.method not in SAFE:
+                    self._changed()
             await send(message)
 
         try:
@@ -151,7 +164,7 @@ class Gate:
             await self._check_token(request, address)
             return Caller(tenant=None)
         secret, by_cookie = _secret(request)
-        key = await run_in_threadpool(known_key, self._accounts, secret, now=time.time()) if secret else None
+        key = await self._known_key(secret) if secret else None
         self._spend(address if key is None else key.id)
         if key is None and await self._asks_for_keys():
             what = "this key is unknown, expired or revoked" if secret else "this server asks for a key"
@@ -159,15 +172,32 @@ class Gate:
         if rule is None and any(route.matches(request.scope)[0] is not Match.NONE for route in self._routes()):
             raise Refusal(403, "Forbidden", "no rule says who may use this address, so nobody may (gate.RULES)")
         if key is None:
-            return Caller()
+            return Caller(None) if rule is Rule.MACHINE else Caller()
+        if rule is Rule.MACHINE:
+            _check_scope(key, WORKER)
+            return Caller(None, key)
         _check_scope(key, WRITE if _changes(rule, request.method) else READ)
         return Caller(key.tenant, key, by_cookie)
 
     async def _asks_for_keys(self) -> bool:
-        """True once and for ever after a key was made."""
-        if not self._keyed:
+        """True once and for ever after a key was made, within ``RECALL_S``."""
+        if not self._keyed and time.monotonic() >= self._asked_until:
             self._keyed = await run_in_threadpool(self._accounts.any_key)
+            self._asked_until = time.monotonic() + RECALL_S
         return self._keyed
+
+    async def _known_key(self, secret: str) -> Key | None:
+        """The valid key with this secret; one that is revoked is let in for ``RECALL_S`` more at most."""
+        name, now = hashed(secret), time.monotonic()
+        until, key = self._recalled.get(name, (0.0, None))
+        if now < until and key is not None and key.valid(time.time()):
+            return key
+        key = await run_in_threadpool(known_key, self._accounts, secret, now=time.time())
+        if key is not None:
+            if len(self._recalled) >= _MOST_RECALLED:
+                self._recalled.clear()
+            self._recalled[name] = now + RECALL_S, key
+        return key
 
     async def _check_token(self, request: Request, address: str) -> None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")

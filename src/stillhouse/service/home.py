@@ -1,4 +1,4 @@
-"""The disk under the home folder: whether it has room, and what dead processes have left on it.
+"""The disk under the home folder: whether it has room, what dead processes have left on it, what nobody needs any more.
 
 Whatever is written here gets its name last (a temporary name, a sync, a rename), so what a killed process leaves behind
 is a temporary file that nobody reads, or the work folder of a stage that is done.
@@ -7,17 +7,27 @@ is a temporary file that nobody reads, or the work folder of a stage that is don
 from __future__ import annotations
 
 import errno
+import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from stillhouse.search.errors import StillhouseError
 from stillhouse.search.ports import Home, Ledger
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
+from stillhouse.service.unneeded import Collector, Removed, Sum
 
 STALE_S = 3600.0
 """A temporary file that was not written to for so long belongs to nobody."""
+COLLECT_S = 3600.0
+"""How often it is looked for what nobody needs any more."""
+AT_ONCE_S = 0.5
+"""How long a tidying may go on with that; the next one goes on from there."""
+log = logging.getLogger(__name__)
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FULL_WORDS = ("no space left on device", "quota exceeded", "disk is full")
 
@@ -29,17 +39,22 @@ class DiskHome(Home):
         settings: Where it is, and how much of it must stay free.
         ledger: Says which stages are done.
         store: Its artifacts.
+        collector: Finds and removes what nobody needs any more; None removes nothing of that kind.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger, store: DiskStore) -> None:
-        self._settings, self._ledger, self._store = settings, ledger, store
+    def __init__(
+        self, settings: Settings, ledger: Ledger, store: DiskStore, collector: Collector | None = None
+    ) -> None:
+        self._settings, self._ledger, self._store, self._collector = settings, ledger, store, collector
+        self._begun, self._sum = -math.inf, Sum()
+        self._going: Iterator[Removed] | None = None
 
     def lack(self) -> str | None:
         """Why nothing may be started now; None when there is room."""
         return lack_of_room(self._settings)
 
     def tidy(self) -> None:
-        """Removes temporary files of dead processes, and work folders of stages that are done."""
+        """Removes temporary files of dead processes, work folders of stages that are done, and what nobody needs."""
         self._store.tidy()
         folders = [folder for folder in _listed(self._settings.work) if folder.is_dir()]
         stages = self._ledger.stages(folder.name for folder in folders)
@@ -49,6 +64,27 @@ class DiskHome(Home):
         for path in (*self._settings.uploads.glob("*.tmp"), *self._settings.cache.rglob("*.tmp")):
             if _age_s(path) > STALE_S:
                 path.unlink(missing_ok=True)
+        if self._collector is not None:
+            self._collect(self._collector)
+
+    def _collect(self, collector: Collector) -> None:
+        """Begins to collect when it is due, goes on for a moment, and leaves the rest to the next call."""
+        now = time.monotonic()
+        if self._going is None:
+            if now - self._begun < COLLECT_S:
+                return
+            self._begun, self._sum = now, Sum()
+            self._going = collector.run(older_than_s=self._settings.keep_unused_days * 86_400.0)
+        try:
+            for removed in self._going:
+                self._sum.add(removed)
+                if time.monotonic() - now > AT_ONCE_S:
+                    return
+        except (OSError, StillhouseError) as error:  # nothing is lost: the next time begins anew
+            log.warning("what is no longer needed could not all be removed: %s", error)
+        self._going = None
+        if self._sum:
+            log.info("removed what is no longer needed: %s", self._sum)
 
 
 def lack_of_room(settings: Settings) -> str | None:

@@ -1,7 +1,9 @@
 """What processes write about themselves: one line an event, without secrets.
 
-Every line, ours by structlog and the libraries' by logging, passes ``redact`` before it is written: API keys, tokens,
-passwords in addresses, and what is kept under a name that says it is secret.
+Every line, ours by structlog and the libraries' by logging, takes the same way: what is bound to the context is added
+(``request_id``; ``job``, ``trial``, ``stage``, ``kind`` and ``attempt``), secrets are hidden (API keys, tokens,
+passwords in addresses, what is kept under a name that says it is secret), and it is written to standard error, as JSON
+or, on a terminal, as text.
 """
 
 from __future__ import annotations
@@ -9,14 +11,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO, cast
 
 import structlog
-from structlog.typing import EventDict, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
 
+OURS = "stillhouse"
+FORMAT_VARIABLE = "STILLHOUSE_LOG_FORMAT"
 HIDDEN = "[hidden]"
 _SECRET_NAME = re.compile(r"(?i)(?:^|[_-])(?:token|secret|password|passwd|authorization|cookie|api[_-]?key)s?$")
 _RULES = (
@@ -45,25 +50,53 @@ def redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     return {name: _cleaned(name, value) for name, value in event.items()}
 
 
-def configure() -> None:
-    """Sets structlog and logging up to write to standard error, redacted. For the entry points of processes."""
+def configure(style: str | None = None, level: int = logging.INFO) -> None:
+    """Sets structlog and logging up to write to standard error. For the entry points of processes.
+
+    Args:
+        style: json, text, or auto: text on a terminal, else JSON. None reads ``STILLHOUSE_LOG_FORMAT``, so that a
+            process that cannot read its settings can still say so.
+        level: Least level of our own lines that is written; of the libraries', warnings are.
+    """
+    style = style or os.environ.get(FORMAT_VARIABLE, "auto")
+    as_text = style == "text" or (style != "json" and sys.stderr.isatty())
+    last = structlog.dev.ConsoleRenderer(colors=False) if as_text else structlog.processors.JSONRenderer()
+    stdlib, shared = structlog.stdlib, _shared()
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            redact_event,
-            structlog.dev.ConsoleRenderer(colors=False),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=lambda *_: structlog.WriteLogger(_STDERR),
+        processors=[stdlib.filter_by_level, *shared, stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=stdlib.BoundLogger,
+        logger_factory=stdlib.LoggerFactory(),
+    )
+    handler = _Handler(_STDERR)
+    handler.setFormatter(
+        stdlib.ProcessorFormatter(
+            foreign_pre_chain=[stdlib.ExtraAdder(), *shared],
+            processors=[stdlib.ProcessorFormatter.remove_processors_meta, redact_event, last],
+        )
     )
     root = logging.getLogger()
-    if not any(getattr(handler, "stream", None) is _STDERR for handler in root.handlers):
-        handler = logging.StreamHandler(_STDERR)
-        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(handler)
+    root.handlers[:] = [other for other in root.handlers if getattr(other, "stream", None) is not _STDERR]
+    root.addHandler(handler)
+    logging.getLogger(OURS).setLevel(level)
+
+
+def _shared() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Says where a line came from that could not be written, and not what stood in it, for that was not cleaned."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name in logging
+        """Called within ``except``."""
+        kind = getattr(sys.exc_info()[0], "__name__", "an error")
+        self.stream.write(f"a line of {record.pathname}:{record.lineno} could not be written: {kind}\n")
 
 
 class _Stderr(io.TextIOBase):
@@ -80,14 +113,6 @@ class _Stderr(io.TextIOBase):
 
 
 _STDERR = cast("TextIO", _Stderr())
-
-
-class RedactingFormatter(logging.Formatter):
-    """Hides secrets in the whole line, tracebacks too."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line, or several with a traceback."""
-        return redact(super().format(record))
 
 
 def _cleaned(name: str, value: Any) -> Any:

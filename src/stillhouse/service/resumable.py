@@ -2,6 +2,7 @@
 
 An offer is two files in the folder of uploads: ``<id>.json`` says what is to come, ``<id>.part`` holds what has come.
 So it survives a restart, and its offset is the length of a file. One that nobody goes on with is removed after a day.
+Until then an offer takes its whole size of what the API key may upload, however little of it has come.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,11 +30,12 @@ _ID = re.compile(r"upl_[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Offer:
-    """What is to come: ``size`` bytes that hash to ``sha256``, from ``owner``."""
+    """What is to come: ``size`` bytes that hash to ``sha256``, from ``owner``, by the API key whose id is ``key``."""
 
     size: int
     sha256: str
     owner: str = ""
+    key: str | None = None
 
     @property
     def id(self) -> str:
@@ -64,8 +66,23 @@ class Uploads:
     def __init__(self, folder: Path, *, most_bytes: int) -> None:
         self._folder, self._most = folder, most_bytes
 
-    def offer(self, size: int, sha256: str, *, owner: str = "") -> Offer:
+    def offer(
+        self,
+        size: int,
+        sha256: str,
+        *,
+        owner: str = "",
+        key: str | None = None,
+        check: Callable[[int], None] | None = None,
+    ) -> Offer:
         """Takes an offer, or finds the one that was taken before.
+
+        Args:
+            size: Bytes.
+            sha256: Of the bytes.
+            owner: Whose it is.
+            key: Id of the API key that offers.
+            check: Is told the bytes of the key's other offers, and may raise; no offer comes in between.
 
         Raises:
             UserError: A size or hash that cannot be taken.
@@ -78,21 +95,24 @@ class Uploads:
             raise UserError(f"sha256 must be 64 hex digits in lower case, but got {sha256[:80]!r}")
         self.clean()
         self._folder.mkdir(parents=True, exist_ok=True)
-        found = Offer(size, sha256, owner)
-        self._part(found.id).touch()
-        fresh = self._folder / f"{os.urandom(8).hex()}.tmp"
-        fresh.write_text(json.dumps(asdict(found)), encoding="utf-8")
-        fresh.replace(self._told(found.id))
+        found = Offer(size, sha256, owner, key)
+        with self._alone():
+            if check is not None:
+                check(0 if key is None else self.offered_bytes(key, but=found.id))
+            self._part(found.id).touch()
+            fresh = self._folder / f"{os.urandom(8).hex()}.tmp"
+            fresh.write_text(json.dumps(asdict(found)), encoding="utf-8")
+            fresh.replace(self._told(found.id))
         return found
+
+    def offered_bytes(self, key: str, *, but: str = "") -> int:
+        """Bytes of the open offers of an API key, come or not, but for the offer of this id."""
+        offers = (self._read(part.stem) for part in self._folder.glob("upl_*.part") if part.stem != but)
+        return sum(offer.size for offer in offers if offer is not None and offer.key == key)
 
     def find(self, upload_id: str, *, owner: str = "") -> Offer:
         """The offer of this id; raises NotFoundError."""
-        try:
-            if not _ID.fullmatch(upload_id):
-                raise FileNotFoundError
-            offer = Offer(**json.loads(self._told(upload_id).read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
-            offer = None
+        offer = self._read(upload_id) if _ID.fullmatch(upload_id) else None
         if offer is None or offer.owner != owner or not self._part(upload_id).exists():
             raise _gone(upload_id)
         return offer
@@ -154,6 +174,7 @@ class Uploads:
             raise DatasetError(
                 f"the bytes must be a zip that hashes to {offer.sha256}, but are {what}; send them again"
             )
+        os.utime(part)  # a zip that no data set names is removed when it is old
         fresh = self._folder / f"{os.urandom(8).hex()}.tmp"
         fresh.hardlink_to(part)  # the offer lives on until its data set is stored: a repeated request finds it
         kept = fresh.replace(self._folder / f"{digest}.zip")
@@ -177,6 +198,19 @@ class Uploads:
                     self._told(part.stem).unlink(missing_ok=True)
             except FileNotFoundError:
                 continue  # another process was first
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Puts those who offer in line, of all processes on this folder."""
+        with self._folder.with_name(f"{self._folder.name}.lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _read(self, upload_id: str) -> Offer | None:
+        try:
+            return Offer(**json.loads(self._told(upload_id).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
 
     def _part(self, upload_id: str) -> Path:
         return self._folder / f"{upload_id}.part"

@@ -118,6 +118,12 @@ class Settings(BaseSettings):
         description="Free space on the home folder's disk, in bytes, below which no stage is started: jobs wait until "
         "there is room again.",
     )
+    keep_unused_days: float = Field(
+        default=30.0,
+        ge=0,
+        description="Days after its last use that what no job, data set or model needs any more is removed: stages "
+        "with their files, uploads, logs and decoded pictures. What is younger than an hour always stays.",
+    )
     host: str = Field(
         default="127.0.0.1",
         description="Address that the API listens on. The default can be reached from this machine only.",
@@ -147,6 +153,16 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9.,:_ \-\[\]]*$",
         description="Names, parted by commas, that a request may call this server by (header Host), beside those of "
         "this machine. By default any name, or only those of this machine while the API listens on loopback.",
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto",
+        description="Form of the log's lines: json, text, or auto, which is text on a terminal and JSON elsewhere.",
+    )
+    metrics_listen: str | None = Field(
+        default=None,
+        pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}$",
+        description="Address (host:port) at which a controller without an API serves its own metrics, to anybody who "
+        "reaches it. By default none; where API and controller are one process, GET /metrics has them.",
     )
     requests_per_s: float = Field(
         default=50.0,

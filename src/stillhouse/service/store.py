@@ -2,7 +2,8 @@
 
 A file is copied beside its place, synced, then renamed: it is there whole or not at all, and it is never
 written again (mode 0444). A copy is locked while it is written, and the kernel frees the lock of a dead process: a copy
-that nobody locks is rubbish.
+that nobody locks is rubbish. A file's time is when it was last put: one that is put again while it is removed is there
+afterwards.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import re
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from stillhouse.search.errors import CorruptArtifactError, NotFoundError
 from stillhouse.search.failpoints import passing
-from stillhouse.search.ports import ArtifactStore
+from stillhouse.search.ports import Artifact, ArtifactStore
 from stillhouse.service.digest import file_digest
 
 _CHUNK_BYTES = 1 << 20
 _MOMENT_S = 10.0
+CLAIM = "ledger"
+"""Name of the file that says which ledger a store or a home belongs to."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -41,7 +46,7 @@ class DiskStore(ArtifactStore):
         (root / "tmp").mkdir(parents=True, exist_ok=True)
 
     def put(self, path: Path) -> str:
-        """Stores a copy, atomically; returns its sha256. A copy found damaged is replaced.
+        """Stores a copy, atomically; returns its sha256. A copy found damaged is replaced, any other counts as put now.
 
         Raises:
             OSError: The file cannot be read, or the disk is full.
@@ -57,7 +62,7 @@ class DiskStore(ArtifactStore):
                 os.fsync(target.fileno())
             passing("put.before")
             place = self._place(sha256)
-            if not (place.exists() and file_digest(place) == sha256):
+            if not (_touched(place) and _holds(place, sha256)):
                 place.parent.mkdir(exist_ok=True)
                 copy.replace(place)
                 _sync_folder(place.parent)
@@ -105,6 +110,31 @@ class DiskStore(ArtifactStore):
         """True when stored."""
         return is_sha256(sha256) and self._place(sha256).is_file()
 
+    def claim(self, ledger: str) -> str:
+        """Name of the ledger that this store belongs to: whichever asked first."""
+        return claimed(self._root / CLAIM, ledger)
+
+    def listed(self) -> Iterator[Artifact]:
+        """All files, folder by folder."""
+        for folder in sorted(self._root.glob("[0-9a-f][0-9a-f]")):
+            for entry in os.scandir(folder):
+                sha256 = folder.name + entry.name
+                if is_sha256(sha256):
+                    try:
+                        known = entry.stat()
+                    except FileNotFoundError:
+                        continue
+                    yield Artifact(sha256, known.st_size, known.st_mtime)
+
+    def remove(self, sha256: str, *, before: float) -> int:
+        """Removes a file unless it was put at this time or later; returns its bytes, or 0 if it stays."""
+        if not self.has(sha256):
+            return 0
+        size = remove_older(self._place(sha256), before=before, aside=self._root / "tmp")
+        with self._lock:
+            self._checked.discard(sha256)
+        return size
+
     def _place(self, sha256: str) -> Path:
         return self._root / sha256[:2] / sha256[2:]
 
@@ -112,6 +142,62 @@ class DiskStore(ArtifactStore):
 def is_sha256(text: str) -> bool:
     """True for 64 hex digits in lower case."""
     return _SHA256.fullmatch(text) is not None
+
+
+def claimed(path: Path, ledger: str) -> str:
+    """What a file says; it is made with this name when it is missing. Of several at once one makes it."""
+    if not path.exists():
+        fresh = path.with_name(f"{os.urandom(8).hex()}.tmp")
+        try:
+            fresh.write_text(ledger, encoding="utf-8")
+            with suppress(FileExistsError):
+                path.hardlink_to(fresh)
+        finally:
+            fresh.unlink(missing_ok=True)
+    return path.read_text(encoding="utf-8").strip()
+
+
+def remove_older(path: Path, *, before: float, aside: Path) -> int:
+    """Removes a file unless it was written or touched at this time (Unix seconds) or later.
+
+    It is moved away before its time is read: who wants to keep it has touched it by then, or finds it gone and
+    writes it anew.
+
+    Args:
+        path: The file.
+        before: The time.
+        aside: Folder on the same disk whose temporary files are swept.
+
+    Returns:
+        The bytes that it had; 0 when it was left, or is not there.
+    """
+    away = aside / f"{os.urandom(8).hex()}.tmp"
+    try:
+        path.rename(away)
+        known = away.stat()
+    except FileNotFoundError:  # another process was first
+        return 0
+    if known.st_mtime >= before:
+        away.replace(path)
+        return 0
+    away.unlink(missing_ok=True)
+    return known.st_size
+
+
+def _touched(place: Path) -> bool:
+    """Makes a file one that was put now; False when there is none, or it is not ours to touch."""
+    try:
+        os.utime(place)
+    except (FileNotFoundError, PermissionError):
+        return False
+    return True
+
+
+def _holds(place: Path, sha256: str) -> bool:
+    try:
+        return file_digest(place) == sha256
+    except FileNotFoundError:  # it is being removed, and may come back: the same bytes are written over it
+        return False
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> str:

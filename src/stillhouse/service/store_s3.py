@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import obstore
@@ -17,11 +18,12 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
 
 from stillhouse.search.errors import CorruptArtifactError, NotFoundError, StillhouseError
-from stillhouse.search.ports import ArtifactStore
+from stillhouse.search.ports import Artifact, ArtifactStore
 from stillhouse.service.digest import file_digest
-from stillhouse.service.store import DiskStore, is_sha256
+from stillhouse.service.store import CLAIM, DiskStore, is_sha256
 
 _CHUNK_BYTES = 1 << 20
+_LISTED_AT_ONCE = 1000
 
 
 class S3Store(ArtifactStore):
@@ -87,6 +89,64 @@ class S3Store(ArtifactStore):
         except BaseError as error:
             raise self._failed(error) from error
         return True
+
+    def claim(self, ledger: str) -> str:
+        """Name of the ledger that this bucket belongs to: whichever asked first.
+
+        Raises:
+            StillhouseError: The bucket does not answer.
+        """
+        try:
+            try:
+                return bytes(obstore.get(self._bucket, CLAIM).bytes()).decode().strip()
+            except FileNotFoundError:
+                obstore.put(self._bucket, CLAIM, ledger.encode())
+        except (BaseError, FileNotFoundError) as error:
+            raise self._failed(error) from error
+        return ledger
+
+    def listed(self) -> Iterator[Artifact]:
+        """All objects of the bucket, then the copies here of what is not there any more.
+
+        Raises:
+            StillhouseError: The bucket does not answer.
+        """
+        seen: set[str] = set()
+        try:
+            for part in obstore.list(self._bucket, chunk_size=_LISTED_AT_ONCE):
+                for item in part:
+                    sha256 = item["path"].replace("/", "")
+                    if is_sha256(sha256):
+                        seen.add(sha256)
+                        yield Artifact(sha256, item["size"], item["last_modified"].timestamp())
+        except (BaseError, FileNotFoundError) as error:
+            raise self._failed(error) from error
+        yield from (copy for copy in self._local.listed() if copy.sha256 not in seen)
+
+    def remove(self, sha256: str, *, before: float) -> int:
+        """Removes an object, and the copy here, unless it was put at this time or later; returns its bytes, or 0.
+
+        A bucket cannot look and remove in one: who puts the same bytes within that moment loses them.
+
+        Raises:
+            StillhouseError: The bucket does not answer.
+        """
+        if not is_sha256(sha256):
+            return 0
+        try:
+            known = obstore.head(self._bucket, _place(sha256))
+        except FileNotFoundError:
+            return self._local.remove(sha256, before=before)
+        except BaseError as error:
+            raise self._failed(error) from error
+        if known["last_modified"].timestamp() >= before:
+            return 0
+        try:
+            obstore.delete(self._bucket, _place(sha256))
+        except BaseError as error:
+            raise self._failed(error) from error
+        self._local.remove(sha256, before=before)
+        return known["size"]
 
     def _fetch(self, sha256: str) -> None:
         descriptor, name = tempfile.mkstemp(dir=self._scratch)

@@ -33,9 +33,11 @@ from stillhouse.service.db.migrate import upgrade
 from stillhouse.service.engine.local import LocalEngine
 from stillhouse.service.engine.ray import RayEngine, Share
 from stillhouse.service.home import DiskHome
+from stillhouse.service.observer import Telemetry
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 from stillhouse.service.stores import open_store
+from stillhouse.service.unneeded import Collector
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -70,6 +72,11 @@ class Platform:
         """The artifact store."""
         return open_store(self.settings)
 
+    @property
+    def collector(self) -> Collector:
+        """Removes what nobody needs any more; opening it asks no worker for its catalogue."""
+        return Collector(self.settings, self._tables, self.store)
+
     @contextmanager
     def controller(self) -> Iterator[Controller]:
         """A controller with its engine; the engine's processes end with it.
@@ -86,7 +93,8 @@ class Platform:
                     engine,
                     lease_s=self.settings.lease_s,
                     max_attempts=self.settings.max_attempts,
-                    home=DiskHome(self.settings, ledger, DiskStore(self.settings.artifacts)),
+                    observer=Telemetry(),
+                    home=DiskHome(self.settings, ledger, DiskStore(self.settings.artifacts), self.collector),
                 )
             finally:
                 engine.close()

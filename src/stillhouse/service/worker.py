@@ -34,7 +34,7 @@ from stillhouse.export import stage as export_stage
 from stillhouse.search.domain import Fit, Json, Size, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import DatasetError, LeaseLostError, StillhouseError
 from stillhouse.search.failpoints import passing
-from stillhouse.service import logs
+from stillhouse.service import logs, tracing
 from stillhouse.service.claim import Claim, LocalClaim, Order
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.home import disk_full
@@ -191,6 +191,7 @@ class Bench:
 def run_attempt(attempt_id: str, threads: int, home: str) -> None:
     """Does one attempt beside the database; every outcome is in the ledger when it returns."""
     logs.configure()
+    tracing.configure("worker")
     settings = Settings(home=Path(home))
     claim = LocalClaim(
         SqlLedger(settings.database_url),
@@ -200,7 +201,10 @@ def run_attempt(attempt_id: str, threads: int, home: str) -> None:
         heartbeat_s=settings.heartbeat_s,
         log=str(settings.logs / f"{attempt_id}.log"),
     )
-    _work(claim, claim.order(), settings, threads)
+    try:
+        _work(claim, claim.order(), settings, threads)
+    finally:
+        tracing.close()
 
 
 def run_remote(attempt_id: str, url: str, token: str, settings: Settings) -> None:
@@ -210,43 +214,70 @@ def run_remote(attempt_id: str, url: str, token: str, settings: Settings) -> Non
         NotFoundError: The API knows no such attempt.
         LeaseLostError: The lease is lost already, or the API did not answer for as long as a lease lasts.
     """
+    tracing.configure("worker")
     store, uploads = DiskStore(settings.artifacts), settings.uploads
-    with RemoteClaim(url, attempt_id, token, store=store, uploads=uploads, patience_s=settings.lease_s) as claim:
-        order = claim.order()
-        _work(claim, order, settings, order.threads)
+    try:
+        with RemoteClaim(url, attempt_id, token, store=store, uploads=uploads, patience_s=settings.lease_s) as claim:
+            order = claim.order()
+            _work(claim, order, settings, order.threads)
+    finally:
+        tracing.close()
 
 
 def _work(claim: Claim, order: Order, settings: Settings, threads: int) -> None:
-    """Does the work of one attempt under its lease, from its files to its commit."""
-    plan = order.plan
+    """Does one attempt under its lease, and says so in the log and the job's trace."""
+    plan, started = order.plan, time.monotonic()
     lease, work = Lease(claim, order.lease_s, order.heartbeat_s), settings.work / plan.key
-    started = time.monotonic()
-    bound = {"attempt": claim.attempt_id, "stage": plan.key[:12], "kind": str(plan.kind)}
-    with structlog.contextvars.bound_contextvars(**bound), lease:
-        try:
-            with _only_worker(work):
-                bench = Bench(claim.fetch_source(order), _inputs(order, claim), work, settings.cache, threads, lease)
-                files, metrics = bench.run()
-                lease.report({})
-                result = StageResult({name: claim.put(path) for name, path in files.items()}, metrics)
-                passing("commit.before")
-                held = claim.commit(result, seconds=time.monotonic() - started)
-                passing("commit.after")
-        except LeaseLostError:
-            log.warning("lease lost; stopping without a result")
-            return
-        except Exception as error:
-            if disk_full(error):
-                log.warning("the disk is full; giving the attempt back", error=str(error))
-                claim.give_back(f"the disk is full ({error}); make room, and it goes on by itself", wait_s=FULL_PAUSE_S)
-                return
-            if not isinstance(error, StillhouseError):
-                log.exception("unexpected error")
-                claim.fail(f"unexpected {type(error).__name__}: {error} (log: {claim.log})")
-                raise
-            held = claim.fail(str(error), faults=error.faults if isinstance(error, DatasetError) else ())
-    if held:
+    asker = {"job": order.asker.job, "trial": order.asker.trial}
+    bound = {name: value for name, value in asker.items() if value is not None}
+    bound |= {"stage": plan.key[:12], "kind": str(plan.kind), "attempt": claim.attempt_id}
+    told = {f"stillhouse.{name}": value for name, value in bound.items()}
+    with (
+        structlog.contextvars.bound_contextvars(**bound),
+        tracing.span("stage", told, job=order.asker.job) as span,
+        lease,
+    ):
+        log.info("attempt begins", threads=threads)
+        outcome = _attempt(lease, order, Bench(plan, {}, work, settings.cache, threads, lease), started)
+        log.info("attempt ends", outcome=outcome, seconds=round(time.monotonic() - started, 3))
+        if span is not None:
+            span.set_attribute("stillhouse.outcome", outcome)
+    if outcome in ("done", "failed"):
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _attempt(lease: Lease, order: Order, empty: Bench, started: float) -> str:
+    """The work, from its files to its commit; returns what came of it: done, failed, lost or given back.
+
+    Raises:
+        Exception: Any that is not ours, once the ledger knows of it.
+    """
+    claim = lease.claim
+    try:
+        with _only_worker(empty.work):
+            bench = dataclasses.replace(empty, plan=claim.fetch_source(order), inputs=_inputs(order, claim))
+            files, metrics = bench.run()
+            lease.report({})
+            result = StageResult({name: claim.put(path) for name, path in files.items()}, metrics)
+            passing("commit.before")
+            held = claim.commit(result, seconds=time.monotonic() - started)
+            passing("commit.after")
+            return "done" if held else "lost"
+    except LeaseLostError:
+        log.warning("lease lost; stopping without a result")
+        return "lost"
+    except Exception as error:
+        if disk_full(error):
+            log.warning("the disk is full; giving the attempt back", error=str(error))
+            claim.give_back(f"the disk is full ({error}); make room, and it goes on by itself", wait_s=FULL_PAUSE_S)
+            return "given back"
+        if not isinstance(error, StillhouseError):
+            log.exception("unexpected error")
+            claim.fail(f"unexpected {type(error).__name__}: {error} (log: {claim.log})")
+            raise
+        log.error("the stage failed", reason=str(error))
+        held = claim.fail(str(error), faults=error.faults if isinstance(error, DatasetError) else ())
+        return "failed" if held else "lost"
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from stillhouse.service.api.kept import Kept, dumped
 from stillhouse.service.api.pulse import Pulse
 from stillhouse.service.db.lists import Lists
 from stillhouse.service.db.tenant import TenantLedger
+from stillhouse.service.resumable import Uploads
 from stillhouse.service.settings import Settings
 
 
@@ -50,8 +51,11 @@ class Context:
         return replace(self, ledger=TenantLedger(self.ledger, owner), owner=owner)
 
     def space(self) -> Callable[[int], None]:
-        """Raises QuotaError for more bytes than the caller's key has left for data sets."""
-        used = 0 if self.owner.key is None else self.ledger.dataset_bytes(self.owner.key)
+        """Raises QuotaError for more bytes than the caller's key has left for data sets beside its open uploads."""
+        used = 0
+        if self.owner.key is not None and self.owner.max_dataset_bytes is not None:
+            offers = Uploads(self.settings.uploads, most_bytes=self.settings.max_upload_bytes)
+            used = self.ledger.dataset_bytes(self.owner.key) + offers.offered_bytes(self.owner.key)
         return partial(self.owner.check_dataset_bytes, used)
 
     async def told(
@@ -70,7 +74,7 @@ class Context:
             make: Gives the body and headers.
         """
         tenant = request.state.caller.tenant
-        mark = await self.pulse.fresh(("job", tenant, job_id), lambda: self.ledger.job_mark(job_id))
+        mark = await self.pulse.of_job(("job", tenant, job_id), lambda: self.ledger.job_mark(job_id))
         if mark[0] == "done":
             return await self.kept.given(request, key, mark, make)
 

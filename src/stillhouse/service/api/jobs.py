@@ -18,7 +18,7 @@ from stillhouse.search.space import Space
 from stillhouse.search.states import LIVE
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Context, Ctx
-from stillhouse.service.api.paging import LINK, After, Limit, next_page, place_of
+from stillhouse.service.api.paging import LINK, LIST_AGE_S, After, Limit, next_page, place_of
 from stillhouse.service.db.lists import JobFilter, JobLine, Place
 from stillhouse.service.home import lack_of_room
 from stillhouse.service.problems import documented
@@ -27,8 +27,6 @@ from stillhouse.service.waiting import waiting
 
 router = APIRouter(tags=["jobs"])
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-LIST_AGE_S = 1.0
-"""Seconds that a list is given again: what trials have reached and ETAs move on without a mark."""
 
 
 @router.post(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 
+import structlog
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from stillhouse.search.domain import Json
 from stillhouse.service.db.lists import Mark
+
+log = structlog.get_logger(__name__)
 
 MOST_BYTES = 64 << 20
 """Of all answers together, packed, with what each takes beside."""
@@ -47,6 +51,7 @@ class Kept:
         self._most, self._bytes = most_bytes, 0
         self._lock = threading.Lock()
         self._entries: OrderedDict[tuple[object, ...], _Entry] = OrderedDict()
+        self._renewed: dict[tuple[object, ...], asyncio.Task[Response]] = {}
 
     async def given(
         self,
@@ -57,7 +62,11 @@ class Kept:
         *,
         age_s: float = math.inf,
     ) -> Response:
-        """As ``answer``, which is called in a thread where one must be made."""
+        """As ``answer``, which is called in a thread where one must be made.
+
+        One whose mark still holds and that has aged is given once more, for another ``age_s`` at most, while a thread
+        makes it anew: nobody waits for what all ask for.
+        """
         full = (request.state.caller.tenant, *key)
         with self._lock:
             entry = self._entries.get(full)
@@ -65,9 +74,24 @@ class Kept:
                 self._entries.move_to_end(full)
         if entry is not None and entry.told is not None:
             known, until, packed, headers = entry.told
-            if known == mark and time.monotonic() < until:
+            late_s = time.monotonic() - until
+            if known == mark and late_s < 0:
+                return _response(request, packed, headers)
+            if known == mark and late_s < age_s:
+                if full not in self._renewed:
+                    self._renew(full, run_in_threadpool(self.answer, request, key, mark, make, age_s=age_s))
                 return _response(request, packed, headers)
         return await run_in_threadpool(self.answer, request, key, mark, make, age_s=age_s)
+
+    def _renew(self, full: tuple[object, ...], made: Coroutine[None, None, Response]) -> None:
+        task = self._renewed[full] = asyncio.ensure_future(made)
+
+        def done(_: asyncio.Task[Response]) -> None:
+            del self._renewed[full]
+            if not task.cancelled() and task.exception() is not None:
+                log.warning("an answer was not made anew; who asks next meets the error", error=repr(task.exception()))
+
+        task.add_done_callback(done)
 
     def answer(
         self,

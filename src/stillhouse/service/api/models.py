@@ -11,8 +11,7 @@ from stillhouse.search.domain import PRECISIONS, Deployment, Json
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Ctx
 from stillhouse.service.api.fronts import links
-from stillhouse.service.api.kept import dumped
-from stillhouse.service.api.paging import LINK, After, Limit, next_page, place_of
+from stillhouse.service.api.paging import LINK, LIST_AGE_S, After, Limit, next_page, place_of
 from stillhouse.service.bundles import Bundles
 from stillhouse.service.db.lists import ModelFilter
 from stillhouse.service.problems import documented
@@ -26,7 +25,7 @@ HIDDEN = frozenset({"right"})
 
 
 @router.get("/models", responses={**examples.given(examples.MODELS, headers=LINK), **documented(422)})
-def list_models(
+async def list_models(
     request: Request,
     ctx: Ctx,
     job: Annotated[str | None, Query(max_length=64, description="Only of this job.")] = None,
@@ -37,11 +36,15 @@ def list_models(
     after: After = None,
 ) -> Response:
     """Models of all jobs, newest first, in pages: the ``Link`` header names the next one."""
-    wanted = ModelFilter(None, dataset, job, arch, precision)
-    page = ctx.ledger.model_page(wanted, limit=limit + 1, after=place_of(after))
-    last = page[limit - 1][0].cursor() if len(page) > limit else None
-    body = dumped([_told(model) for _, model in page[:limit]])
-    return Response(body, media_type="application/json", headers=next_page(request, last))
+    wanted, place = ModelFilter(None, dataset, job, arch, precision), place_of(after)
+
+    def make() -> tuple[Json, dict[str, str]]:
+        page = ctx.ledger.model_page(wanted, limit=limit + 1, after=place)
+        last = page[limit - 1][0].cursor() if len(page) > limit else None
+        return [_told(model) for _, model in page[:limit]], next_page(request, last)
+
+    mark = await ctx.pulse.fresh(("jobs", request.state.caller.tenant), ctx.ledger.jobs_mark)
+    return await ctx.kept.given(request, ("models", request.url.query), mark, make, age_s=LIST_AGE_S)
 
 
 @router.get("/models/{model_id}", responses={**examples.given(examples.MODEL), **documented(404, 422)})

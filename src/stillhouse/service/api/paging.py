@@ -18,6 +18,9 @@ LINK: Mapping[str, Any] = {
     "Link": {"description": 'Address of the next page, rel="next"; absent on the last.', "schema": {"type": "string"}}
 }
 
+LIST_AGE_S = 1.0
+"""Seconds that a list is given again: what trials have reached and ETAs move on without a mark."""
+
 
 def place_of(after: str | None) -> Place | None:
     """The place that a cursor names; raises UserError for what is none."""

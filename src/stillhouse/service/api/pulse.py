@@ -12,6 +12,8 @@ from stillhouse.service.db.lists import Lists, Mark
 
 _MOST = 1024
 """Jobs that are remembered."""
+REST_S = 0.5
+"""How long another process's change to a job that is done may stay unseen here."""
 
 
 class Pulse:
@@ -21,6 +23,26 @@ class Pulse:
         self._reads: dict[str, tuple[float, asyncio.Future[Mark]]] = {}
         self._running: dict[tuple[object, ...], asyncio.Task[Mark]] = {}
         self._coming: dict[tuple[object, ...], asyncio.Task[Mark]] = {}
+        self._still: dict[tuple[object, ...], tuple[float, Mark]] = {}
+
+    def forget(self) -> None:
+        """What is recalled of jobs that have ended: something may have been changed."""
+        self._still.clear()
+
+    async def of_job(self, key: tuple[object, ...], read: Callable[[], Mark]) -> Mark:
+        """As ``fresh``, but for a job that is done: it is at rest, and its mark is recalled for ``REST_S``.
+
+        Only a request can set it going again, and one to this process has it forgotten at once.
+        """
+        until, mark = self._still.get(key, (0.0, ()))
+        if time.monotonic() < until:
+            return mark
+        mark = await self.fresh(key, read)
+        if mark[0] == "done":
+            if len(self._still) >= _MOST:
+                self._still.clear()
+            self._still[key] = time.monotonic() + REST_S, mark
+        return mark
 
     async def fresh(self, key: tuple[object, ...], read: Callable[[], Mark]) -> Mark:
         """A mark whose reading began after this call: what the caller has written is in it.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from starlette.exceptions import HTTPException
 
 from stillhouse import __version__
 from stillhouse.search.domain import Json
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Ctx
+from stillhouse.service.metrics import MEDIA_TYPE, exposition
 from stillhouse.service.problems import documented, traced
 
 router = APIRouter(tags=["system"])
+METRICS: dict[int | str, dict[str, Json]] = {
+    200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 log = structlog.get_logger(__name__)
 
 
@@ -42,6 +46,12 @@ def health_ready(ctx: Ctx) -> dict[str, Json]:
     if not known:
         raise HTTPException(503, "no worker has published its catalogue yet; start the controller once")
     return {"status": "ready", "database": True, "catalogue": True}
+
+
+@router.get("/metrics", response_class=Response, responses={**METRICS, **documented(403)})
+def get_metrics(ctx: Ctx) -> Response:
+    """Counts, times and states for Prometheus, of all tenants together; a key needs the scope ``worker``."""
+    return Response(exposition(ctx.ledger, ctx.settings), media_type=MEDIA_TYPE)
 
 
 @router.get("/devices", responses=examples.given(examples.DEVICES))

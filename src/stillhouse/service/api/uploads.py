@@ -62,10 +62,17 @@ def uploads_of(ctx: Ctx) -> Uploads:
 
 @router.post("", status_code=201, responses={**examples.given(examples.UPLOAD, status=201), **documented(422)})
 def create_upload(body: UploadRequest, response: Response, ctx: Ctx) -> dict[str, Json]:
-    """Offers a zip that will be sent in pieces. The same offer gives the same upload, with what has come of it."""
-    ctx.space()(body.size)
-    uploads = uploads_of(ctx)
-    offer = uploads.offer(body.size, body.sha256, owner=ctx.owner.tenant)
+    """Offers a zip that will be sent in pieces. The same offer gives the same upload, with what has come of it.
+
+    Until it is completed, deleted, or left for a day, it counts with its whole size as what the key has uploaded.
+    """
+    uploads, owner = uploads_of(ctx), ctx.owner
+
+    def check(offered: int) -> None:
+        used = 0 if owner.key is None else ctx.ledger.dataset_bytes(owner.key)
+        owner.check_dataset_bytes(used + offered, body.size)
+
+    offer = uploads.offer(body.size, body.sha256, owner=owner.tenant, key=owner.key, check=check)
     response.headers["Location"] = f"/uploads/{offer.id}"
     return _told(uploads, offer, response)
 

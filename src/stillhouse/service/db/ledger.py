@@ -37,13 +37,15 @@ from stillhouse.service.db.records import (
 )
 from stillhouse.service.db.sessions import Sessions, insert_new, lock_key, rows_changed
 from stillhouse.service.db.sql_lists import ListTables
+from stillhouse.service.db.sql_unused import UnusedTables
 from stillhouse.service.db.tables import CatalogueRow, DatasetRow, DeploymentRow, EventRow, JobRow, TrialRow
+from stillhouse.service.db.totals import SqlTotals
 from stillhouse.service.db.work import WorkTables
 
 _CATALOGUE_ID = 1
 
 
-class SqlLedger(WorkTables, ListTables, Lists):
+class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
     """A ``Ledger`` in a database that ``migrate.upgrade`` has brought up to date.
 
     One instance serves any number of threads, and goes on working in a forked child.

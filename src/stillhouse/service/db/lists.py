@@ -18,6 +18,7 @@ from stillhouse.search.domain import Deployment, Json
 from stillhouse.search.errors import UserError
 from stillhouse.search.job import TrialRecord
 from stillhouse.search.ports import Ledger
+from stillhouse.service.db.totals import Totals
 
 Mark = tuple[object, ...]
 """What is equal as long as nothing was changed."""
@@ -114,8 +115,11 @@ class Lists(Ledger, Protocol):
     def last_host(self) -> tuple[float, Mapping[str, Json]] | None:
         """When latency was last measured (Unix seconds), and the figures of that measurement."""
 
+    def totals(self) -> Totals:
+        """How much there is of everything, of all tenants."""
+
     def delete_job(self, job_id: str) -> None:
-        """Forgets a job with its trials, models and events; what stages made stays, for others may share it.
+        """Forgets a job with its trials, models and events; what its stages made goes later, if nobody else uses it.
 
         Raises:
             NotFoundError: No such job.

@@ -18,11 +18,13 @@ from stillhouse.search.errors import ConflictError, StageError, UserError
 from stillhouse.search.job import AttemptRecord, DatasetRecord, Event, JobRecord, JobSpec, StageRecord, TrialRecord
 from stillhouse.search.owner import NOBODY, Owner
 from stillhouse.search.states import DATASET, JOB, TRIAL, check_move
+from stillhouse.search.wanted import NO_ONE, Asker
 from stillhouse.service.accounts import Accounts
 from stillhouse.service.db.accounts import MemoryAccounts
 from stillhouse.service.db.lists import Lists
 from stillhouse.service.db.memory_lists import MemoryLists
 from stillhouse.service.db.memory_models import MemoryModels
+from stillhouse.service.db.memory_unused import MemoryUnused
 from stillhouse.service.db.records import (
     JOB_ENDS,
     as_json,
@@ -36,11 +38,12 @@ from stillhouse.service.db.records import (
     reused_key,
     trial_event,
 )
+from stillhouse.service.db.totals import MemoryTotals
 
 Record = TypeVar("Record")
 
 
-class MemoryLedger(MemoryModels, MemoryLists, Lists):
+class MemoryLedger(MemoryModels, MemoryLists, MemoryUnused, MemoryTotals, Lists):
     """A ``Ledger`` that lives and dies with its process; safe from several threads."""
 
     def __init__(self) -> None:
@@ -53,6 +56,7 @@ class MemoryLedger(MemoryModels, MemoryLists, Lists):
         self._source_bytes: dict[str, int] = {}
         self._trials: dict[tuple[str, int], TrialRecord] = {}
         self._stages: dict[str, StageRecord] = {}
+        self._stored_at: dict[str, float] = {}
         self._attempts: dict[str, AttemptRecord] = {}
         self._deployments: dict[str, Deployment] = {}
         self._events: list[Event] = []
@@ -215,6 +219,7 @@ class MemoryLedger(MemoryModels, MemoryLists, Lists):
         with self._lock:
             if plan.key not in self._stages:
                 self._stages[plan.key] = StageRecord(StagePlan.from_json(as_json(plan.to_json())), "pending")
+                self._stored_at[plan.key] = time.time()
             return _given(self._stages[plan.key])
 
     def stages(self, keys: Iterable[str]) -> dict[str, StageRecord]:
@@ -233,7 +238,7 @@ class MemoryLedger(MemoryModels, MemoryLists, Lists):
 
     # ---------------------------------------------------------------------------------- attempts
 
-    def open_attempt(self, key: str, *, lease_s: float, threads: int) -> AttemptRecord | None:
+    def open_attempt(self, key: str, *, lease_s: float, threads: int, asker: Asker = NO_ONE) -> AttemptRecord | None:
         """Moves pending -> running; of several callers at once, one gets the attempt."""
         with self._lock:
             stage = self._stages.get(key)
@@ -241,7 +246,7 @@ class MemoryLedger(MemoryModels, MemoryLists, Lists):
             if stage is None or stage.state != "pending" or (stage.not_before or 0.0) > now:
                 return None
             token, expires_at = secrets.token_hex(16), now + lease_s
-            attempt = AttemptRecord(new_id("att"), key, token, "open", expires_at, threads, opened_at=now)
+            attempt = AttemptRecord(new_id("att"), key, token, "open", expires_at, threads, now, asker=asker)
             self._attempts[attempt.id] = attempt
             self._stages[key] = replace(
                 stage, state="running", attempts=stage.attempts + 1, reason=None, not_before=None, progress={}

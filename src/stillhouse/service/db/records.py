@@ -18,6 +18,7 @@ from stillhouse.search.job import (
     StageRecord,
     TrialRecord,
 )
+from stillhouse.search.wanted import Asker
 from stillhouse.service.db.tables import AttemptRow, DatasetRow, DeploymentRow, EventRow, JobRow, StageRow, TrialRow
 
 JOB_ENDS = ("done", "failed", "cancelled")
@@ -166,9 +167,9 @@ def stage_record(row: StageRow, progress: Mapping[str, Json] | None = None) -> S
 
 def attempt_record(row: AttemptRow) -> AttemptRecord:
     """From its row."""
-    return AttemptRecord(
-        row.id, row.stage_key, row.token, row.state, row.expires_at, row.threads, row.opened_at, row.ended_at
-    )
+    times = (row.opened_at, row.ended_at)
+    asker = Asker(row.job_id, row.trial_number)
+    return AttemptRecord(row.id, row.stage_key, row.token, row.state, row.expires_at, row.threads, *times, asker)
 
 
 def deployment_values(deployment: Deployment) -> dict[str, Json]:

@@ -4,7 +4,7 @@
 
     stages <-- datasets <-- jobs <-- trials
        ^                     ^---- deployments
-       +---- attempts        +---- events            catalogue (one row), keys, audit
+       +---- attempts        +---- events            catalogue (one row), identity (one row), keys, audit
 
 Data sets and jobs belong to a tenant, and what hangs on a job with it; stages are shared by content.
 
@@ -70,7 +70,7 @@ class StageRow(Base):
 
 
 class AttemptRow(Base):
-    """One try at a stage, held under a lease."""
+    """One try at a stage, held under a lease; the job and the trial that asked first may be gone since."""
 
     __tablename__ = "attempts"
 
@@ -83,6 +83,8 @@ class AttemptRow(Base):
     progress: Mapped[dict[str, Json]]
     opened_at: Mapped[float]
     ended_at: Mapped[float | None]
+    job_id: Mapped[str | None] = mapped_column(String(32))
+    trial_number: Mapped[int | None] = mapped_column(Integer)
 
     __table_args__ = (
         Index(
@@ -206,6 +208,15 @@ class CatalogueRow(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     data: Mapped[dict[str, Json]]
     published_at: Mapped[float]
+
+
+class IdentityRow(Base):
+    """The ledger's own name: one row, never changed."""
+
+    __tablename__ = "identity"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(32))
 
 
 class KeyRow(Base):

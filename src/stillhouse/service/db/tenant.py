@@ -215,6 +215,7 @@ class TenantLedger:
     add_trial = _refused
     ensure_stage = _refused
     open_attempt = _refused
+    totals = _refused
     attempt = _refused
     open_attempts = _refused
     renew = _refused

@@ -18,6 +18,7 @@ from stillhouse.search.errors import StageError
 from stillhouse.search.job import AttemptRecord, DatasetRecord, StageRecord
 from stillhouse.search.owner import NOBODY, Owner
 from stillhouse.search.states import DATASET, check_move
+from stillhouse.search.wanted import NO_ONE, Asker
 from stillhouse.service.db.records import (
     as_json,
     as_progress,
@@ -48,7 +49,7 @@ class WorkTables:
         """Stores a data set and its ingest stage, or puts a failed one back to pending."""
         mine = (DatasetRow.tenant == owner.tenant, DatasetRow.stage_key == plan.key)
         with self._sessions.write() as session:
-            _ensure_stage(session, plan)
+            _hold_stage(session, plan)
             new: dict[str, Json] = {
                 "id": new_id("ds"),
                 "tenant": owner.tenant,
@@ -138,7 +139,7 @@ class WorkTables:
 
     # ---------------------------------------------------------------------------------- attempts
 
-    def open_attempt(self, key: str, *, lease_s: float, threads: int) -> AttemptRecord | None:
+    def open_attempt(self, key: str, *, lease_s: float, threads: int, asker: Asker = NO_ONE) -> AttemptRecord | None:
         """Moves pending -> running; of several callers at once, one gets the attempt."""
         now = time.time()
         with self._sessions.write() as session:
@@ -157,6 +158,8 @@ class WorkTables:
                 progress={},
                 opened_at=now,
                 ended_at=None,
+                job_id=asker.job,
+                trial_number=asker.trial,
             )
             session.add(row)
             session.flush()
@@ -266,6 +269,14 @@ def _held(attempt_id: str, token: str) -> tuple[Json, ...]:
 
 def _dataset_bytes(session: Session, key: str) -> int:
     return int(session.scalar(select(func.sum(DatasetRow.source_bytes)).where(DatasetRow.key_id == key)) or 0)
+
+
+def _hold_stage(session: Session, plan: StagePlan) -> None:
+    """As ``_ensure_stage``, and nobody can forget it until what names it is stored (see ``sql_unused.py``)."""
+    _ensure_stage(session, plan)
+    held = select(StageRow.key).where(StageRow.key == plan.key).with_for_update(read=True, key_share=True)
+    if session.scalars(held).one_or_none() is None:  # it was forgotten just now
+        _ensure_stage(session, plan)
 
 
 def _ensure_stage(session: Session, plan: StagePlan) -> None:

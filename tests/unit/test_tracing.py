@@ -1,0 +1,106 @@
+"""Traces: off without a collector; a job is one trace, whoever adds to it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from hashlib import sha256
+
+import pytest
+from fastapi import FastAPI
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.testclient import TestClient
+
+from stillhouse.search.errors import UserError
+from stillhouse.search.job import JobRecord, JobSpec
+from stillhouse.service import tracing
+from stillhouse.service.metrics import RequestMetrics
+from stillhouse.service.observer import Telemetry
+
+JOB = "job_0123456789ab"
+
+
+class Traces:
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        tracing.configure("test", exporter=self._exporter)
+
+    def spans(self) -> dict[str, ReadableSpan]:
+        tracing._provider.force_flush()
+        return {span.name: span for span in self._exporter.get_finished_spans()}
+
+
+@pytest.fixture
+def traces() -> Iterator[Traces]:
+    yield Traces()
+    tracing.close()
+
+
+def test_nothing_is_traced_unless_a_collector_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in tracing.ENDPOINTS:
+        monkeypatch.delenv(name, raising=False)
+    tracing.configure("api")
+    with tracing.span("stage", {}, job=JOB) as span:
+        assert span is None
+    tracing.job_span(JOB, began=1.0, ended=2.0, attributes={})
+
+
+def test_a_job_is_one_trace_with_a_root(traces: Traces) -> None:
+    with (
+        tracing.span("stage", {"stillhouse.kind": "teacher", "stillhouse.trial": None}, job=JOB),
+        tracing.span("x", {}),
+    ):
+        pass
+    record = JobRecord(JOB, JobSpec("ds_1"), "failed", "no network fits", 5.0, 10.0, 12.5)
+    Telemetry().ended(record)
+    spans = traces.spans()
+    root, stage, inner = spans["job"], spans["stage"], spans["x"]
+    assert root.parent is None
+    assert root.context.trace_id == stage.context.trace_id == inner.context.trace_id
+    assert stage.parent is not None and stage.parent.span_id == root.context.span_id
+    assert inner.parent is not None and inner.parent.span_id == stage.context.span_id
+    assert (root.start_time, root.end_time) == (int(10e9), int(12.5e9))
+    assert root.attributes is not None and root.attributes["stillhouse.reason"] == "no network fits"
+    assert not root.status.is_ok
+    assert dict(stage.attributes or {}) == {"stillhouse.kind": "teacher"}
+    assert root.resource.attributes["service.name"] == "stillhouse-test"
+
+
+def test_another_job_is_another_trace_and_ids_are_those_of_its_name(traces: Traces) -> None:
+    tracing.job_span(JOB, began=1.0, ended=2.0, attributes={})
+    first = traces.spans()["job"].context
+    with tracing.span("stage", {}, job="job_ba9876543210"):
+        pass
+    assert traces.spans()["stage"].context.trace_id != first.trace_id
+    digest = sha256(f"stillhouse job {JOB}".encode()).digest()
+    assert first.trace_id == int.from_bytes(digest[:16], "big")
+
+
+def test_a_request_belongs_to_the_trace_of_its_caller(traces: Traces) -> None:
+    app = FastAPI()
+    app.get("/jobs/{job_id}")(lambda job_id: job_id)
+    app.add_middleware(RequestMetrics)
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    TestClient(app).get("/jobs/a", headers={"traceparent": f"00-{trace}-{parent}-01"})
+    span = traces.spans()["GET /jobs/{job_id}"]
+    assert f"{span.context.trace_id:032x}" == trace
+    assert span.parent is not None and f"{span.parent.span_id:016x}" == parent
+    assert dict(span.attributes or {}) == {
+        "http.request.method": "GET",
+        "http.route": "/jobs/{job_id}",
+        "http.response.status_code": 200,
+    }
+
+
+def test_an_error_is_in_the_span_and_goes_on(traces: Traces) -> None:
+    with pytest.raises(ValueError, match="broken"), tracing.span("stage", {}, job=JOB):
+        raise ValueError("broken")
+    assert not traces.spans()["stage"].status.is_ok
+
+
+def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(UserError, match=r"install stillhouse\[otel\]"):
+        tracing.configure("api")
