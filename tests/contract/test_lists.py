@@ -113,17 +113,16 @@ def test_marks_change_with_what_they_mark(ledger: Lists) -> None:
     marks.append(ledger.jobs_mark())
     ledger.move_job(job, expect=("queued",), to="running")
     marks.append(ledger.jobs_mark())
-    own = [ledger.job_mark(job)]
+    own = [ledger.job_marks([job])[job]]
     assert own[0][:1] == ("running",)
-    assert ledger.jobs_mark() == marks[-1] and ledger.job_mark(job) == own[0]
+    assert ledger.jobs_mark() == marks[-1] and ledger.job_marks([job])[job] == own[0]
     ledger.emit(job, "note", {})
-    assert ledger.job_mark(job) != own[0]
+    assert ledger.job_marks([job])[job] != own[0]
     ledger.move_job(job, expect=("running",), to="cancelled")
     ledger.delete_job(job)
     marks.append(ledger.jobs_mark())
     assert len(set(marks[:3])) == 3 and marks[3] != marks[2]
-    with pytest.raises(NotFoundError):
-        ledger.job_mark(job)
+    assert ledger.job_marks([job]) == {}
 
 
 def test_a_job_is_deleted_once_it_has_ended(ledger: Lists) -> None:

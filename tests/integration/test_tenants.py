@@ -139,7 +139,6 @@ CALLS: Mapping[str, Any] = {
     "emit": lambda view, ids: view.emit(ids["job"], "note", {}),
     "events": lambda view, ids: view.events(ids["job"]),
     "trial_page": lambda view, ids: view.trial_page(ids["job"], states=(), limit=9),
-    "job_mark": lambda view, ids: view.job_mark(ids["job"]),
     "delete_job": lambda view, ids: view.delete_job(ids["job"]),
 }
 LISTS: Mapping[str, Any] = {
@@ -147,6 +146,7 @@ LISTS: Mapping[str, Any] = {
     "jobs": lambda view: view.jobs(tenant="a"),
     "job_lines": lambda view: view.job_lines(JobFilter(tenant="a"), limit=9),
     "model_page": lambda view: view.model_page(ModelFilter(tenant="a"), limit=9),
+    "job_marks": lambda view: list(view.job_marks([job.id for job in view._all.jobs()], tenant="a")),
     "jobs_mark": lambda view: [part for part in view.jobs_mark("a")[:1] if part],
 }
 

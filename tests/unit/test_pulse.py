@@ -3,10 +3,29 @@
 import asyncio
 import threading
 import time
+from collections.abc import Callable, Collection
+from types import SimpleNamespace
 
 import pytest
 
-from stillhouse.service.api.pulse import Pulse
+from stillhouse.search.errors import NotFoundError
+from stillhouse.service.api.pulse import LOOK_S, RECALLED_S, STALE_S, Pulse
+from stillhouse.service.db.lists import Mark
+from stillhouse.service.db.memory import MemoryLedger
+
+
+class Fixed(MemoryLedger):
+    """A ledger whose marks are what a function says."""
+
+    def __init__(self, read: Callable[[], Mark]) -> None:
+        super().__init__()
+        self._read = read
+
+    def jobs_mark(self, tenant: str | None = None) -> Mark:  # noqa: ARG002
+        return self._read()
+
+    def job_marks(self, job_ids: Collection[str], **_: object) -> dict[str, Mark]:
+        return {each: self._read() for each in job_ids}
 
 
 def test_all_who_wait_share_the_next_reading() -> None:
@@ -20,16 +39,16 @@ def test_all_who_wait_share_the_next_reading() -> None:
         return (seen,)
 
     async def work() -> list[tuple[object, ...]]:
-        pulse = Pulse()
-        first = asyncio.ensure_future(pulse.fresh(("jobs",), read))
+        pulse = Pulse(MemoryLedger())
+        first = asyncio.ensure_future(pulse.of_jobs(Fixed(read), tenant=None))
         while reads[0] == 0:
             await asyncio.sleep(0.001)
         written[0] = 1
-        later = [asyncio.ensure_future(pulse.fresh(("jobs",), read)) for _ in range(20)]
+        later = [asyncio.ensure_future(pulse.of_jobs(Fixed(read), tenant=None)) for _ in range(20)]
         await asyncio.sleep(0.01)
         gate.set()
         found = [await first, *(await asyncio.gather(*later))]
-        return [*found, await pulse.fresh(("jobs",), read)]
+        return [*found, await pulse.of_jobs(Fixed(read), tenant=None)]
 
     found = asyncio.run(work())
     assert found == [(0,)] + [(1,)] * 21
@@ -41,13 +60,13 @@ def test_a_reading_that_fails_is_told_to_all_and_forgotten() -> None:
         raise OSError("gone")
 
     async def work() -> None:
-        pulse = Pulse()
-        tries = [pulse.fresh(("jobs",), broken) for _ in range(5)]
+        pulse = Pulse(MemoryLedger())
+        tries = [pulse.of_jobs(Fixed(broken), tenant=None) for _ in range(5)]
         found = await asyncio.gather(*tries, return_exceptions=True)
         assert [type(each) for each in found] == [OSError] * 5
-        assert await pulse.fresh(("jobs",), lambda: (7,)) == (7,)
+        assert await pulse.of_jobs(Fixed(lambda: (7,)), tenant=None) == (7,)
         with pytest.raises(OSError, match="gone"):
-            await pulse.fresh(("jobs",), broken)
+            await pulse.of_jobs(Fixed(broken), tenant=None)
 
     asyncio.run(work())
 
@@ -65,19 +84,155 @@ def test_no_wave_of_callers_breaks_it() -> None:
         for _ in range(50):
             counter[0] += 1
             written = counter[0]
-            (seen,) = await pulse.fresh(("jobs",), read)
+            (seen,) = await pulse.of_jobs(Fixed(read), tenant=None)
             assert isinstance(seen, int) and seen >= written, "what was written before the call is in it"
 
     async def work() -> None:
-        pulse = Pulse()
+        pulse = Pulse(MemoryLedger())
         await asyncio.gather(*(one(pulse) for _ in range(20)))
-        assert pulse._running == pulse._coming == {}
+        await asyncio.sleep(0)
+        assert pulse._waiting is not None and not pulse._waiting.asked and pulse._waiting.reader is None
 
     asyncio.run(work())
     assert reads[0] < 500, "a thousand calls share their readings"
 
 
 def test_another_loop_begins_anew() -> None:
-    pulse = Pulse()
+    pulse = Pulse(MemoryLedger())
     for value in (1, 2):
-        assert asyncio.run(pulse.fresh(("jobs",), lambda value=value: (value,))) == (value,)  # type: ignore[misc]
+        assert asyncio.run(pulse.of_jobs(Fixed(lambda value=value: (value,)), tenant=None)) == (value,)  # type: ignore[misc]
+
+
+def test_one_that_fails_does_not_fail_the_others() -> None:
+    def broken() -> Mark:
+        raise OSError("gone")
+
+    async def work() -> list[object]:
+        pulse = Pulse(MemoryLedger())
+        asked = [Fixed(broken), Fixed(lambda: (2,)), Fixed(lambda: (3,))]
+        reads = [pulse.of_jobs(ledger, tenant=str(number)) for number, ledger in enumerate(asked)]
+        return await asyncio.gather(*reads, return_exceptions=True)
+
+    first, *others = asyncio.run(work())
+    assert isinstance(first, OSError)
+    assert others == [(2,), (3,)]
+
+
+def test_jobs_that_are_asked_for_together_are_read_at_once() -> None:
+    asked: list[list[str]] = []
+
+    class Many(Fixed):
+        def job_marks(self, job_ids: Collection[str], **_: object) -> dict[str, Mark]:
+            asked.append(sorted(job_ids))
+            return {each: ("running", each) for each in job_ids if each != "gone"}
+
+    async def work() -> list[object]:
+        pulse, ledger = Pulse(MemoryLedger()), Many(lambda: ())
+        reads = [pulse.of_job(ledger, name, tenant="t") for name in ("a", "b", "a", "gone")]
+        return await asyncio.gather(*reads, return_exceptions=True)
+
+    *found, gone = asyncio.run(work())
+    assert found == [("running", "a"), ("running", "b"), ("running", "a")]
+    assert isinstance(gone, NotFoundError)
+    assert asked == [["a", "b", "gone"]]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr("stillhouse.service.api.pulse.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+class Counting(MemoryLedger):
+    """Counts how often it is read, and says of its job and of all jobs what it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state, self.all, self.reads, self.looks = "done", 0, 0, 0
+
+    def jobs_mark(self, tenant: str | None = None) -> Mark:  # noqa: ARG002
+        self.looks += 1
+        return (self.all,)
+
+    def job_marks(self, job_ids: Collection[str], **_: object) -> dict[str, Mark]:
+        self.reads += 1
+        return {} if self.state == "gone" else dict.fromkeys(job_ids, (self.state, self.reads))
+
+
+def test_the_mark_of_a_job_that_is_done_is_recalled_until_something_changes(clock: list[float]) -> None:
+    ledger = Counting()
+
+    async def work() -> None:
+        pulse = Pulse(ledger)
+
+        async def asked() -> int:
+            await pulse.of_job(ledger, "job", tenant=None)
+            await asyncio.sleep(0.02)  # a look in the background has ended
+            return ledger.reads
+
+        ledger.state = "running"
+        assert [await asked(), await asked()] == [1, 2], "one that runs is read each time"
+        ledger.state = "done"
+        assert await asked() == 3
+        assert await asked() == 4, "the first look is waited for, and sees a ledger that it does not know"
+        assert [await asked(), await asked(), ledger.looks] == [4, 4, 1]
+        pulse.forget()
+        assert [await asked(), await asked()] == [5, 5]
+        clock[0] += LOOK_S
+        assert [await asked(), await asked(), ledger.looks] == [5, 5, 2]
+        ledger.all = 1
+        assert [await asked(), await asked()] == [5, 5], "not looked for so soon"
+        clock[0] += LOOK_S
+        assert await asked() == 5, "it is looked for while this is given"
+        assert [await asked(), await asked()] == [6, 6]
+        ledger.all = 2
+        clock[0] += STALE_S
+        assert await asked() == 7, "a look is waited for"
+        clock[0] += RECALLED_S
+        assert await asked() == 8, "whatever was seen"
+
+    asyncio.run(work())
+
+
+def test_what_was_read_before_a_change_is_not_recalled() -> None:
+    ledger = Counting()
+
+    async def work() -> None:
+        pulse = Pulse(ledger)
+        await pulse.of_jobs(ledger, tenant=None)
+
+        class Changing(Counting):
+            def job_marks(self, job_ids: Collection[str], **_: object) -> dict[str, Mark]:
+                pulse.forget()
+                return ledger.job_marks(job_ids)
+
+        await pulse.of_job(Changing(), "job", tenant=None)
+        await pulse.of_job(ledger, "job", tenant=None)
+        assert ledger.reads == 2
+
+    asyncio.run(work())
+
+
+def test_a_job_that_is_gone_or_a_database_that_is_away_is_told(clock: list[float]) -> None:
+    ledger = Counting()
+
+    def away(tenant: str | None = None) -> Mark:
+        raise OSError(f"away {tenant}")
+
+    async def work() -> None:
+        pulse = Pulse(ledger)
+        for _ in range(2):
+            await pulse.of_job(ledger, "job", tenant=None)
+        ledger.state, ledger.all = "gone", 1
+        clock[0] += STALE_S
+        with pytest.raises(NotFoundError):
+            await pulse.of_job(ledger, "job", tenant=None)
+        ledger.state = "done"
+        await pulse.of_job(ledger, "job", tenant=None)
+        ledger.jobs_mark = away  # type: ignore[method-assign]
+        clock[0] += STALE_S
+        with pytest.raises(OSError, match="away"):
+            await pulse.of_job(ledger, "job", tenant=None)
+
+    asyncio.run(work())

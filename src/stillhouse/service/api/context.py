@@ -40,7 +40,7 @@ class Context:
     @classmethod
     def whole(cls, ledger: Lists, store: ArtifactStore, settings: Settings) -> Context:
         """The application's own, which sees all tenants."""
-        return cls(ledger, store, settings, Kept(), Forecast(ledger), Pulse())
+        return cls(ledger, store, settings, Kept(), Forecast(ledger), Pulse(ledger))
 
     def seen_by(self, caller: Caller) -> Context:
         """What a caller may see, and make within the quotas of their key."""
@@ -74,7 +74,7 @@ class Context:
             make: Gives the body and headers.
         """
         tenant = request.state.caller.tenant
-        mark = await self.pulse.of_job(("job", tenant, job_id), lambda: self.ledger.job_mark(job_id))
+        mark = await self.pulse.of_job(self.ledger, job_id, tenant=tenant)
         if mark[0] == "done":
             return await self.kept.given(request, key, mark, make)
 

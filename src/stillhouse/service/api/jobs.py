@@ -60,7 +60,7 @@ async def list_jobs(
 ) -> Response:
     """Jobs, newest first, without their trials, in pages: the ``Link`` header names the next one."""
     wanted, place = JobFilter(None, tuple(state), dataset), place_of(after)
-    mark = await ctx.pulse.fresh(("jobs", request.state.caller.tenant), ctx.ledger.jobs_mark)
+    mark = await ctx.pulse.of_jobs(ctx.ledger, tenant=request.state.caller.tenant)
     return await ctx.kept.given(
         request,
         ("jobs", request.url.query),

@@ -43,7 +43,7 @@ async def list_models(
         last = page[limit - 1][0].cursor() if len(page) > limit else None
         return [_told(model) for _, model in page[:limit]], next_page(request, last)
 
-    mark = await ctx.pulse.fresh(("jobs", request.state.caller.tenant), ctx.ledger.jobs_mark)
+    mark = await ctx.pulse.of_jobs(ctx.ledger, tenant=request.state.caller.tenant)
     return await ctx.kept.given(request, ("models", request.url.query), mark, make, age_s=LIST_AGE_S)
 
 

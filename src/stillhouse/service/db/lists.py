@@ -102,11 +102,10 @@ class Lists(Ledger, Protocol):
     def trial_page(self, job_id: str, *, states: Collection[str], limit: int, after: int = -1) -> list[TrialRecord]:
         """Trials of a job in order of number, from the one after ``after`` on."""
 
-    def job_mark(self, job_id: str, *, tenant: str | None = None) -> Mark:
-        """State, id of the last event (0: none) and more of a job: equal while it has ended and nothing changed.
+    def job_marks(self, job_ids: Collection[str], *, tenant: str | None = None) -> dict[str, Mark]:
+        """State, id of the last event (0: none) and more of jobs: equal while one has ended and nothing changed.
 
-        Raises:
-            NotFoundError: No such job, or not of this tenant.
+        Jobs that are not there, or not of this tenant, are left out.
         """
 
     def jobs_mark(self, tenant: str | None = None) -> Mark:

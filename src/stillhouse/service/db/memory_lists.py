@@ -83,13 +83,13 @@ class MemoryLists:
         found = [trial for trial in found if not states or trial.state in states]
         return sorted(found, key=lambda trial: trial.number)[:limit]
 
-    def job_mark(self, job_id: str, *, tenant: str | None = None) -> Mark:
-        """State and last event of a job."""
+    def job_marks(self, job_ids: Collection[str], *, tenant: str | None = None) -> dict[str, Mark]:
+        """State and last event of each job."""
         with self._lock:
-            if job_id not in self._jobs or tenant not in (None, self._jobs[job_id].tenant):
-                raise not_found("job", job_id)
-            last = next((event.id for event in reversed(self._events) if event.job_id == job_id), 0)
-            return self._jobs[job_id].state, last, self._jobs[job_id].finished_at
+            jobs = [self._jobs[each] for each in job_ids if each in self._jobs]
+            jobs = [job for job in jobs if tenant in (None, job.tenant)]
+            last = {event.job_id: event.id for event in self._events}
+            return {job.id: (job.state, last.get(job.id, 0), job.finished_at) for job in jobs}
 
     def jobs_mark(self, tenant: str | None = None) -> Mark:
         """The jobs, and the last event of any."""

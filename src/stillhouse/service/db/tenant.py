@@ -182,10 +182,10 @@ class TenantLedger:
         self.job(job_id)
         return self._all.trial_page(job_id, states=states, limit=limit, after=after)
 
-    def job_mark(self, job_id: str, *, tenant: str | None = None) -> Mark:
-        """Of the tenant's own job."""
+    def job_marks(self, job_ids: Collection[str], *, tenant: str | None = None) -> dict[str, Mark]:
+        """Of the tenant's own jobs."""
         del tenant
-        return self._all.job_mark(job_id, tenant=self._owner.tenant)
+        return self._all.job_marks(job_ids, tenant=self._owner.tenant)
 
     def jobs_mark(self, tenant: str | None = None) -> Mark:
         """Of the tenant's jobs."""
