@@ -31,6 +31,7 @@ CALLS: dict[str, Callable[[Client, Path], object]] = {
     "GET /health": lambda client, _: client.health(),
     "GET /health/live": lambda client, _: client.live(),
     "GET /health/ready": lambda client, _: client.ready(),
+    "GET /metrics": lambda client, _: client.metrics(),
     "GET /catalogue": lambda client, _: client.catalogue(),
     "GET /devices": lambda client, _: client.devices(),
     "GET /audit": lambda client, _: client.audit(before=5),

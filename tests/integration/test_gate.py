@@ -68,6 +68,7 @@ def test_a_wrong_key_is_no_key(secret: str, served: Served) -> None:
 
 
 def test_keys_expire_and_are_revoked(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "RECALL_S", 0.5)
     short, long = make_key(served, expires_in_s=60), make_key(served)
     assert served.http.get("/jobs", headers=bearer(short)).status_code == 200
     now = time.time()
@@ -75,6 +76,8 @@ def test_keys_expire_and_are_revoked(served: Served, monkeypatch: pytest.MonkeyP
     assert "expired" in problem(served.http.get("/jobs", headers=bearer(short)), 401)
     assert served.http.get("/jobs", headers=bearer(long)).status_code == 200
     assert served.ledger.accounts.revoke("key_" + long.split("_")[1])
+    assert served.http.get("/jobs", headers=bearer(long)).status_code == 200, "what was said of it is recalled"
+    time.sleep(gate.RECALL_S)
     assert "revoked" in problem(served.http.get("/jobs", headers=bearer(long)), 401)
 
 
@@ -102,7 +105,8 @@ def test_scopes(served: Served) -> None:
         assert "scope worker" in problem(served.http.get("/metrics", headers=other), 403)
 
 
-def test_an_undeclared_route_is_refused(served: Served) -> None:
+def test_an_undeclared_route_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "RECALL_S", 0.0)
     app: FastAPI = served.http.app  # type: ignore[assignment]
     app.get("/novelty")(lambda: {"open": True})
     app.post("/novelty/deep")(lambda: {"open": True})

@@ -88,7 +88,7 @@ def test_no_public_server_without_a_key(host: str, platform: Platform, monkeypat
     started: list[str] = []
     monkeypatch.setenv("STILLHOUSE_HOST", host)
     monkeypatch.setattr("stillhouse.service.wiring.worker_catalogue", lambda _: {"weights": {"hub": []}})
-    monkeypatch.setattr(cli.uvicorn, "run", lambda *_, host, **__: started.append(host))
+    monkeypatch.setattr(cli, "serve_app", lambda _, settings: started.append(settings.host))
     done = RUN.invoke(cli.app, ["serve"])
     assert (done.exit_code, started) == (2, [])
     assert "stillhouse keys create NAME" in " ".join(done.stderr.split())

@@ -134,7 +134,7 @@ def test_tracebacks_of_libraries_are_cleaned(written: Written) -> None:
     try:
         raise OSError("connection to postgresql://user:S3cret!@host/db failed")
     except OSError:
-        logging.getLogger("uvicorn.error").exception("failed: %s", "token=S3cret!")
+        logging.getLogger("a.library").exception("failed: %s", "token=S3cret!")
         structlog.get_logger("stillhouse").exception("failed", password="S3cret!")  # noqa: S106 - a test's
     library, own = written()
     for line in (library, own):

@@ -340,6 +340,13 @@ def _add_others(app: typer.Typer) -> None:
         with server.client() as client:
             server.show(client.catalogue())
 
+    @app.command("metrics")
+    def metrics_(ctx: typer.Context) -> None:
+        """Counts, times and states in Prometheus' text format; the key needs the scope worker."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            typer.echo(client.metrics(), nl=False)
+
     @app.command()
     def health(ctx: typer.Context) -> None:
         """Whether the server can take jobs."""

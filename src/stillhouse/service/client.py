@@ -67,6 +67,12 @@ class Client:
         """What the workers can build."""
         return self._call("GET", "/catalogue")
 
+    def metrics(self) -> str:
+        """Counts, times and states in Prometheus' text format; the key needs the scope ``worker``."""
+        with self._sent("GET", "/metrics") as answer:
+            answer.read()
+            return answer.text
+
     def devices(self) -> list[Answer]:
         """Devices that latency and memory are measured on."""
         return self._listed("/devices")

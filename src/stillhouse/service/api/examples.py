@@ -115,6 +115,10 @@ DEVICES: Json = [
     }
 ]
 HEALTH: Json = {"status": "ok", "version": "0.1.0"}
+METRICS: Json = """# HELP stillhouse_jobs Jobs in the ledger by state.
+# TYPE stillhouse_jobs gauge
+stillhouse_jobs{state="running"} 2.0
+"""
 LIVE: Json = {"status": "ok", "version": "0.1.0"}
 READY: Json = {"status": "ready", "database": True, "catalogue": True}
 CATALOGUE: Json = {"names": ["lcnet_050"], "methods": {"tas": {"teacher": True, "assistant": True, "knobs": []}}}

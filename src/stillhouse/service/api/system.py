@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from stillhouse import __version__
@@ -14,9 +15,6 @@ from stillhouse.service.metrics import MEDIA_TYPE, exposition
 from stillhouse.service.problems import documented, traced
 
 router = APIRouter(tags=["system"])
-METRICS: dict[int | str, dict[str, Json]] = {
-    200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
-}
 log = structlog.get_logger(__name__)
 
 
@@ -48,7 +46,11 @@ def health_ready(ctx: Ctx) -> dict[str, Json]:
     return {"status": "ready", "database": True, "catalogue": True}
 
 
-@router.get("/metrics", response_class=Response, responses={**METRICS, **documented(403)})
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses={**examples.given(examples.METRICS, media="text/plain"), **documented(403)},
+)
 def get_metrics(ctx: Ctx) -> Response:
     """Counts, times and states for Prometheus, of all tenants together; a key needs the scope ``worker``."""
     return Response(exposition(ctx.ledger, ctx.settings), media_type=MEDIA_TYPE)
