@@ -176,6 +176,8 @@ def test_what_is_put_while_it_is_removed_is_there(root: Path, make: Callable[[by
 
 
 def test_a_store_belongs_to_the_ledger_that_asked_first(store: ArtifactStore, make: Callable[[bytes], Path]) -> None:
+    assert store.owner() is None
     assert [store.claim(name) for name in ("led_1", "led_2", "led_1")] == ["led_1"] * 3
+    assert store.owner() == "led_1"
     sha256 = store.put(make(b"abc"))
     assert listed(store).keys() == {sha256}

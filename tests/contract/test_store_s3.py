@@ -129,7 +129,7 @@ def test_what_is_not_needed_is_removed_from_a_bucket(bucket: Bucket, tmp_path: P
 
     def tidy(in_s: float, **more: float) -> dict[str, int]:
         collector, found = Collector(settings, ledger, store, clock=lambda: time.time() + in_s), Sum()
-        for removed in collector.run(older_than_s=more.get("older_than_s", 0.0)):
+        for removed in collector.run(older_than_s=more.get("older_than_s", 0.0), claim=True):
             found.add(removed)
         return dict(found.counts)
 

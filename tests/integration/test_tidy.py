@@ -22,7 +22,7 @@ def grown_old(folder: Path) -> None:
 def tidied(served: Served) -> Sum:
     grown_old(served.settings.home)
     found = Sum()
-    for removed in Collector(served.settings, served.ledger, served.store).run(older_than_s=0):
+    for removed in Collector(served.settings, served.ledger, served.store).run(older_than_s=0, claim=True):
         found.add(removed)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 
@@ -94,9 +95,22 @@ def test_a_request_belongs_to_the_trace_of_its_caller(traces: Traces) -> None:
 
 
 def test_an_error_is_in_the_span_and_goes_on(traces: Traces) -> None:
-    with pytest.raises(ValueError, match="broken"), tracing.span("stage", {}, job=JOB):
-        raise ValueError("broken")
-    assert not traces.spans()["stage"].status.is_ok
+    address = "postgresql://me:S3cret@host/db"
+    with pytest.raises(ValueError, match="S3cret"), tracing.span("stage", {"why": address}, job=JOB):
+        raise ValueError(f"{address} is broken")
+    span = traces.spans()["stage"]
+    assert not span.status.is_ok and span.status.description is not None and "is broken" in span.status.description
+    assert "S3cret" not in span.to_json()
+
+
+def test_a_collector_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    tracing.configure("worker")
+    with tracing.span("stage", {}, job=JOB):
+        pass
+    began = time.monotonic()
+    tracing.close()
+    assert time.monotonic() - began < tracing.SEND_S + 1
 
 
 def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from stillhouse.service.db.memory import MemoryLedger
 from stillhouse.service.db.migrate import upgrade
 from stillhouse.service.home import DiskHome
 from stillhouse.service.settings import Settings
-from stillhouse.service.store import DiskStore
+from stillhouse.service.store import CLAIM, DiskStore
 from stillhouse.service.unneeded import GRACE_S, Collector, Removed, Sum
 
 CANDIDATE = Candidate("resnet18", Size(32, 48), Size(64, 96))
@@ -81,7 +81,7 @@ class Place:
         time.sleep(0.002)  # what was used this very moment was not used before it
         found = Sum()
         for removed in Collector(self.settings, self.ledger, self.store).run(
-            older_than_s=older_than_s, dry_run=dry_run
+            older_than_s=older_than_s, dry_run=dry_run, claim=True
         ):
             found.add(removed)
         return found
@@ -162,7 +162,7 @@ def test_a_run_that_was_killed_is_made_good(place: Place) -> None:
     for number in range(5):
         place.done(plan(str(number)), f"weights {number}".encode())
     time.sleep(0.002)
-    run = Collector(place.settings, place.ledger, place.store).run(older_than_s=0)
+    run = Collector(place.settings, place.ledger, place.store).run(older_than_s=0, claim=True)
     while not next(run).count:
         pass  # the rows are gone, and it dies before the files are
     run.close()
@@ -246,6 +246,27 @@ def test_all_that_lies_beside(place: Place) -> None:
     assert [path for path in goes if path.exists()] == []
     assert [path for path in stays if not path.exists()] == []
     assert str(found).startswith("1 stages, ")
+
+
+def test_a_store_with_files_is_nobody_s_until_it_is_said(place: Place) -> None:
+    place.done(plan("a"), b"weights")
+    time.sleep(0.002)
+    for dry_run in (True, False):
+        with pytest.raises(ConflictError, match="stillhouse tidy --claim"):
+            next(Collector(place.settings, place.ledger, place.store).run(older_than_s=0, dry_run=dry_run))
+    assert place.store.owner() is None
+    assert not (place.settings.home / CLAIM).exists()
+    place.tidy(dry_run=True)
+    assert place.store.owner() is None, "who only asks takes nothing"
+    place.tidy()
+    assert place.store.owner() == place.ledger.identity()
+
+
+def test_an_empty_store_is_its_first_one_s(place: Place) -> None:
+    list(Collector(place.settings, place.ledger, place.store).run(older_than_s=0))
+    assert place.store.owner() == place.ledger.identity()
+    place.done(plan("a"), b"weights")
+    list(Collector(place.settings, place.ledger, place.store).run(older_than_s=0))
 
 
 @pytest.mark.parametrize("where", ["home", "store"])

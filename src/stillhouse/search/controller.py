@@ -61,7 +61,7 @@ class Controller:
         self._lease_s, self._max_attempts, self._observer = lease_s, max_attempts, observer or Silent()
         self._desks: dict[str, Desk] = {}
         self._started: set[str] = set()
-        self._live: set[str] = set()
+        self._live: dict[str, str] = {}
         self._late: dict[str, float] = {}
         self._lack: str | None = None
         self._tidied = -TIDY_S
@@ -75,9 +75,8 @@ class Controller:
             except Exception:
                 failed = True
                 log.exception("a step of the controller failed; trying again in %g s", RETRY_S)
-                stop.wait(RETRY_S)
             self._observer.stepped(time.monotonic() - began, failed=failed)
-            stop.wait(poll_s)
+            stop.wait(RETRY_S if failed else poll_s)
 
     def step(self, only: Collection[str] | None = None) -> None:
         """Does all that is due now; never waits.
@@ -102,15 +101,16 @@ class Controller:
 
     def _note(self, live: Mapping[str, JobRecord]) -> None:
         """Tells which jobs have come and gone since the last step, and forgets what was worked out for the latter."""
-        for job in [job for job in live.values() if job.id not in self._live and job.state == "running"]:
-            self._live.add(job.id)
-            self._observer.started(job)
-        for gone in self._live - live.keys():
-            self._live.discard(gone)
+        for job in live.values():
+            if job.state == "running" and self._live.get(job.id) != "running":
+                self._observer.started(job)
+        gone = self._live.keys() - live.keys()
+        self._live = {job.id: job.state for job in live.values()}
+        for job_id in gone:
             with suppress(NotFoundError):
-                self._observer.ended(self._ledger.job(gone))
-        for gone in self._desks.keys() - live.keys():
-            del self._desks[gone]
+                self._observer.ended(self._ledger.job(job_id))
+        for job_id in self._desks.keys() - live.keys():
+            del self._desks[job_id]
 
     def _advance_job(self, job: JobRecord, wanted: Wanted, slots: int) -> None:
         """Moves one job on; one that cannot be planned fails alone and holds up no other."""

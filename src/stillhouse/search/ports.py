@@ -237,8 +237,11 @@ class ArtifactStore(Protocol):
     def has(self, sha256: str) -> bool:
         """True when stored."""
 
+    def owner(self) -> str | None:
+        """Name of the ledger that this store belongs to; None while it belongs to none."""
+
     def claim(self, ledger: str) -> str:
-        """Name of the ledger that this store belongs to: whichever asked first. No other may remove files."""
+        """As ``owner``; a store that belongs to none is this ledger's from now on. No other may remove files."""
 
     def listed(self) -> Iterator[Artifact]:
         """All files, in no order; one that comes or goes meanwhile may be missing."""

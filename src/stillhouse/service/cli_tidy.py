@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stillhouse.search.errors import StillhouseError
 from stillhouse.service.settings import Settings
 from stillhouse.service.unneeded import Sum
 from stillhouse.service.wiring import Platform
@@ -24,6 +25,9 @@ def command(messages: Callable[[], AbstractContextManager[None]]) -> Callable[..
             float | None, typer.Option(help="Days since the last use; else STILLHOUSE_KEEP_UNUSED_DAYS.", min=0)
         ] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+        claim: Annotated[
+            bool, typer.Option("--claim", help="This database alone keeps files in a store that belongs to none yet.")
+        ] = False,
         as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     ) -> None:
         """Remove stages, files, logs and caches that no job, data set or model needs. It may run beside a server.
@@ -34,8 +38,12 @@ def command(messages: Callable[[], AbstractContextManager[None]]) -> Callable[..
             settings = Settings.load()
             days = settings.keep_unused_days if older_than_days is None else older_than_days
             found = Sum()
-            for removed in Platform(settings).collector.run(older_than_s=days * 86_400.0, dry_run=dry_run):
-                found.add(removed)
+            collector = Platform(settings).collector
+            try:
+                for removed in collector.run(older_than_s=days * 86_400.0, dry_run=dry_run, claim=claim):
+                    found.add(removed)
+            except OSError as error:
+                raise StillhouseError(f"what is not needed could not all be removed: {error}") from error
             if as_json:
                 typer.echo(json.dumps(_told(found, days, dry_run)))
             else:

@@ -110,21 +110,26 @@ class DiskStore(ArtifactStore):
         """True when stored."""
         return is_sha256(sha256) and self._place(sha256).is_file()
 
+    def owner(self) -> str | None:
+        """Name of the ledger that this store belongs to; None while it belongs to none."""
+        return owner_of(self._root / CLAIM)
+
     def claim(self, ledger: str) -> str:
-        """Name of the ledger that this store belongs to: whichever asked first."""
+        """As ``owner``; a store that belongs to none is this ledger's from now on."""
         return claimed(self._root / CLAIM, ledger)
 
     def listed(self) -> Iterator[Artifact]:
         """All files, folder by folder."""
         for folder in sorted(self._root.glob("[0-9a-f][0-9a-f]")):
-            for entry in os.scandir(folder):
-                sha256 = folder.name + entry.name
-                if is_sha256(sha256):
-                    try:
-                        known = entry.stat()
-                    except FileNotFoundError:
-                        continue
-                    yield Artifact(sha256, known.st_size, known.st_mtime)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    sha256 = folder.name + entry.name
+                    if is_sha256(sha256):
+                        try:
+                            known = entry.stat()
+                        except FileNotFoundError:
+                            continue
+                        yield Artifact(sha256, known.st_size, known.st_mtime)
 
     def remove(self, sha256: str, *, before: float) -> int:
         """Removes a file unless it was put at this time or later; returns its bytes, or 0 if it stays."""
@@ -144,6 +149,14 @@ def is_sha256(text: str) -> bool:
     return _SHA256.fullmatch(text) is not None
 
 
+def owner_of(path: Path) -> str | None:
+    """What a file says; None when it is missing."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
 def claimed(path: Path, ledger: str) -> str:
     """What a file says; it is made with this name when it is missing. Of several at once one makes it."""
     if not path.exists():
@@ -160,8 +173,8 @@ def claimed(path: Path, ledger: str) -> str:
 def remove_older(path: Path, *, before: float, aside: Path) -> int:
     """Removes a file unless it was written or touched at this time (Unix seconds) or later.
 
-    It is moved away before its time is read: who wants to keep it has touched it by then, or finds it gone and
-    writes it anew.
+    An old one is moved away and its time read again: who wants to keep it has touched it by then, or finds it gone
+    and writes it anew.
 
     Args:
         path: The file.
@@ -173,14 +186,18 @@ def remove_older(path: Path, *, before: float, aside: Path) -> int:
     """
     away = aside / f"{os.urandom(8).hex()}.tmp"
     try:
-        path.rename(away)
-        known = away.stat()
+        if path.stat().st_mtime >= before:
+            return 0
+        with path.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH)  # so that it is nobody's leftover while it is away
+            path.rename(away)
+            known = away.stat()
+            if known.st_mtime >= before:
+                away.replace(path)
+                return 0
+            away.unlink(missing_ok=True)
     except FileNotFoundError:  # another process was first
         return 0
-    if known.st_mtime >= before:
-        away.replace(path)
-        return 0
-    away.unlink(missing_ok=True)
     return known.st_size
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store as Bucket
 
 from stillhouse.search.errors import CorruptArtifactError, NotFoundError, StillhouseError
@@ -90,20 +90,33 @@ class S3Store(ArtifactStore):
             raise self._failed(error) from error
         return True
 
-    def claim(self, ledger: str) -> str:
-        """Name of the ledger that this bucket belongs to: whichever asked first.
+    def owner(self) -> str | None:
+        """Name of the ledger that this bucket belongs to; None while it belongs to none.
 
         Raises:
             StillhouseError: The bucket does not answer.
         """
         try:
-            try:
-                return bytes(obstore.get(self._bucket, CLAIM).bytes()).decode().strip()
-            except FileNotFoundError:
-                obstore.put(self._bucket, CLAIM, ledger.encode())
-        except (BaseError, FileNotFoundError) as error:
+            return bytes(obstore.get(self._bucket, CLAIM).bytes()).decode().strip()
+        except FileNotFoundError:
+            return None
+        except BaseError as error:
             raise self._failed(error) from error
-        return ledger
+
+    def claim(self, ledger: str) -> str:
+        """As ``owner``; a bucket that belongs to none is this ledger's from now on.
+
+        Raises:
+            StillhouseError: The bucket does not answer.
+        """
+        if self.owner() is None:
+            try:
+                obstore.put(self._bucket, CLAIM, ledger.encode(), mode="create")
+            except AlreadyExistsError:
+                pass
+            except (BaseError, FileNotFoundError) as error:
+                raise self._failed(error) from error
+        return self.owner() or ledger
 
     def listed(self) -> Iterator[Artifact]:
         """All objects of the bucket, then the copies here of what is not there any more.

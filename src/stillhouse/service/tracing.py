@@ -11,6 +11,7 @@ nothing and the package need not be there.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse import __version__
 from stillhouse.search.errors import UserError
+from stillhouse.service.logs import redact
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+SEND_S = 1.0
 Attributes = Mapping[str, str | int | float | bool | None]
 
 _told: ContextVar[tuple[int, int] | None] = ContextVar("ids of the next span", default=None)
@@ -63,16 +66,19 @@ def configure(process: str, *, exporter: SpanExporter | None = None) -> None:
             "or unset it"
         ) from None
     resource = Resource.create({"service.name": f"stillhouse-{process}", "service.version": __version__})
-    _provider = TracerProvider(resource=resource, id_generator=_ids())
+    _provider = TracerProvider(resource=resource, id_generator=_ids(), shutdown_on_exit=False)
     _provider.add_span_processor(BatchSpanProcessor(exporter))
     _tracer = _provider.get_tracer("stillhouse", __version__)
 
 
 def close() -> None:
-    """Sends what is left, and turns tracing off."""
+    """Sends what is left, and turns tracing off. A collector that does not answer is given up after ``SEND_S``."""
     global _tracer, _provider  # noqa: PLW0603
     if _provider is not None:
-        _provider.shutdown()
+        # Not shutdown, which waits for as long as the exporter tries again: a worker's slot would wait with it.
+        sending = threading.Thread(target=_provider.force_flush, args=(int(SEND_S * 1000),), daemon=True)
+        sending.start()
+        sending.join(SEND_S)
     _tracer = _provider = None
 
 
@@ -91,7 +97,7 @@ def span(
     if _tracer is None:
         yield None
         return
-    from opentelemetry.trace import SpanKind  # noqa: PLC0415
+    from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
     parent: Context | None = None
@@ -100,9 +106,19 @@ def span(
         parent = TraceContextTextMapPropagator().extract(headers)
     elif job is not None:
         parent = _within(job)
-    known = {key: value for key, value in attributes.items() if value is not None}
-    with _tracer.start_as_current_span(name, context=parent, kind=kind, attributes=known) as current:
-        yield current
+    with _tracer.start_as_current_span(
+        name,
+        context=parent,
+        kind=kind,
+        attributes=_clean(attributes),
+        record_exception=False,  # its text and traceback may hold secrets
+        set_status_on_exception=False,
+    ) as current:
+        try:
+            yield current
+        except Exception as error:
+            current.set_status(Status(StatusCode.ERROR, redact(repr(error))))
+            raise
 
 
 def job_span(job: str, *, began: float, ended: float, attributes: Attributes) -> None:
@@ -112,7 +128,7 @@ def job_span(job: str, *, began: float, ended: float, attributes: Attributes) ->
     from opentelemetry.context import Context  # noqa: PLC0415
     from opentelemetry.trace import Status, StatusCode  # noqa: PLC0415
 
-    known = {key: value for key, value in attributes.items() if value is not None}
+    known = _clean(attributes)
     ids = _told.set(_numbers(job))
     try:
         root = _tracer.start_span("job", context=Context(), attributes=known, start_time=int(began * 1e9))
@@ -121,6 +137,11 @@ def job_span(job: str, *, began: float, ended: float, attributes: Attributes) ->
     if attributes.get("stillhouse.state") == "failed":
         root.set_status(Status(StatusCode.ERROR))
     root.end(int(ended * 1e9))
+
+
+def _clean(attributes: Attributes) -> dict[str, str | int | float | bool]:
+    known = {key: value for key, value in attributes.items() if value is not None}
+    return {key: redact(value) if isinstance(value, str) else value for key, value in known.items()}
 
 
 def _within(job: str) -> Context:

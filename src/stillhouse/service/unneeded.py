@@ -23,7 +23,7 @@ from stillhouse.search.ports import ArtifactStore
 from stillhouse.service.db.unused import Forgets, StageLine, unused
 from stillhouse.service.resumable import Uploads
 from stillhouse.service.settings import Settings
-from stillhouse.service.store import CLAIM, claimed, is_sha256, remove_older
+from stillhouse.service.store import CLAIM, claimed, is_sha256, owner_of, remove_older
 
 GRACE_S = 3600.0
 """A file that was put or written less than so long ago is never removed: the row that names it may be on its way."""
@@ -84,19 +84,20 @@ class Collector:
     ) -> None:
         self._settings, self._ledger, self._store, self._clock = settings, ledger, store, clock
 
-    def run(self, *, older_than_s: float, dry_run: bool = False) -> Iterator[Removed]:
+    def run(self, *, older_than_s: float, dry_run: bool = False, claim: bool = False) -> Iterator[Removed]:
         """Removes it piece by piece, so that the caller may pause between two; each piece is short.
 
         Args:
             older_than_s: Seconds since the last use.
             dry_run: Tells what would be removed, and removes nothing.
+            claim: Takes home and store for this ledger's where they belong to none. An empty store needs no asking.
 
         Raises:
-            ConflictError: The home or the store belongs to another ledger; nothing is removed.
+            ConflictError: The home or the store belongs to another ledger, or to none; nothing is removed.
             AwayError: The database does not answer.
             OSError, StillhouseError: The store, or a folder, cannot be written.
         """
-        self._check_whose()
+        self._check_whose(claim=claim, dry_run=dry_run)
         now = self._clock()
         before = now - older_than_s
         sweep = _Sweep(min(before, now - GRACE_S), dry_run)
@@ -115,14 +116,27 @@ class Collector:
         caches = (path for path in _listed(self._settings.cache) if is_sha256(path.name))
         yield from sweep.folders("picture caches", (path for path in caches if path.name not in holders.pictures))
 
-    def _check_whose(self) -> None:
-        """Nothing is unneeded only because another database does not know it."""
+    def _check_whose(self, *, claim: bool, dry_run: bool) -> None:
+        """Nothing is unneeded only because another database does not know it.
+
+        A store with files that belongs to none may be several databases', or another's than this: only the operator
+        knows. The home is that of the store, or has a database of its own in it.
+        """
         ledger, home = self._ledger.identity(), self._settings.home
         home.mkdir(parents=True, exist_ok=True)
-        for place, owner in ((home, claimed(home / CLAIM, ledger)), ("the store", self._store.claim(ledger))):
-            if owner != ledger:
+        owner = self._store.owner()
+        if owner is None:
+            if not claim and next(iter(self._store.listed()), None) is not None:
                 raise ConflictError(
-                    f"{place} belongs to the database {owner}, but this one is {ledger}, so nothing was removed; set "
+                    f"the store holds files and belongs to no database yet, so nothing was removed; if {ledger} is the "
+                    "only one that keeps files there, say so once: stillhouse tidy --claim"
+                )
+            owner = ledger if dry_run else self._store.claim(ledger)
+        at_home = owner_of(home / CLAIM) or (ledger if dry_run or owner != ledger else claimed(home / CLAIM, ledger))
+        for place, whose in (("the store", owner), (home, at_home)):
+            if whose != ledger:
+                raise ConflictError(
+                    f"{place} belongs to the database {whose}, but this one is {ledger}, so nothing was removed; set "
                     f"STILLHOUSE_DATABASE_URL to that one, or remove the file {CLAIM!r} there if it is gone for ever"
                 )
 
@@ -154,7 +168,10 @@ class Collector:
         for note in _listed(self._settings.cache / "bundles"):
             if is_sha256(note.name):
                 # It says which artifact is a bundle; without it the bundle is made again.
-                bundle = note.read_text(encoding="utf-8")
+                try:
+                    bundle = note.read_text(encoding="utf-8")
+                except FileNotFoundError:  # another run was first
+                    continue
                 removed = sweep.file("bundles", note)
                 if removed is None:
                     named.add(bundle)
@@ -164,6 +181,8 @@ class Collector:
         while part := list(islice(listed, _NAMES)):
             due = {item.sha256: item for item in part if item.put_at < sweep.old and item.sha256 not in named}
             for sha256 in due.keys() - self._ledger.named_files(due.keys()):
+                if self._ledger.named_files([sha256]):
+                    continue  # by now: the caller may have paused for long
                 size = due[sha256].size if sweep.dry_run else self._store.remove(sha256, before=sweep.old)
                 yield Removed("artifacts", int(sweep.dry_run or size > 0), size)
             yield Removed("artifacts")
@@ -202,7 +221,10 @@ class _Sweep:
     def folders(self, what: str, paths: Iterable[Path]) -> Iterator[Removed]:
         """Removes folders in which nothing is younger."""
         for path in paths:
-            known = [each.lstat() for each in (path, *path.rglob("*"))]
+            try:
+                known = [each.lstat() for each in (path, *path.rglob("*"))]
+            except FileNotFoundError:  # somebody works in it, or another run was first
+                continue
             if max(each.st_mtime for each in known) < self.old:
                 if not self.dry_run:
                     shutil.rmtree(path, ignore_errors=True)

@@ -32,7 +32,7 @@ from stillhouse.distill.methods import registry
 from stillhouse.distill.stage import InputFiles
 from stillhouse.export import stage as export_stage
 from stillhouse.search.domain import Fit, Json, Size, StageKind, StagePlan, StageResult
-from stillhouse.search.errors import DatasetError, LeaseLostError, StillhouseError
+from stillhouse.search.errors import DatasetError, LeaseLostError, StillhouseError, UserError
 from stillhouse.search.failpoints import passing
 from stillhouse.service import logs, tracing
 from stillhouse.service.claim import Claim, LocalClaim, Order
@@ -188,10 +188,18 @@ class Bench:
         return distill_stage.open_store(self.inputs, self.cache)
 
 
+def _trace() -> None:
+    """Turns tracing on where it can be: an attempt does not fail for want of it."""
+    try:
+        tracing.configure("worker")
+    except UserError as error:
+        log.warning("no traces", why=str(error))
+
+
 def run_attempt(attempt_id: str, threads: int, home: str) -> None:
     """Does one attempt beside the database; every outcome is in the ledger when it returns."""
     logs.configure()
-    tracing.configure("worker")
+    _trace()
     settings = Settings(home=Path(home))
     claim = LocalClaim(
         SqlLedger(settings.database_url),
@@ -214,7 +222,7 @@ def run_remote(attempt_id: str, url: str, token: str, settings: Settings) -> Non
         NotFoundError: The API knows no such attempt.
         LeaseLostError: The lease is lost already, or the API did not answer for as long as a lease lasts.
     """
-    tracing.configure("worker")
+    _trace()
     store, uploads = DiskStore(settings.artifacts), settings.uploads
     try:
         with RemoteClaim(url, attempt_id, token, store=store, uploads=uploads, patience_s=settings.lease_s) as claim:

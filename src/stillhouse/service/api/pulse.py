@@ -17,7 +17,7 @@ Read = Callable[[Sequence[str]], Mapping[str, Mark]]
 """Reads the marks of those named; those that are not there are left out."""
 _MOST = 1024
 """Jobs that are remembered."""
-LOOK_S, STALE_S, RECALLED_S = 0.5, 10.0, 60.0
+LOOK_S, STALE_S, RECALLED_S = 0.5, 2.0, 60.0
 """What is recalled of jobs that are done is forgotten when anything changes in the ledger. That is looked for every
 ``LOOK_S`` while somebody asks; a look is waited for when the last one is ``STALE_S`` old. A change that two writers
 raced past is missed by it, so nothing is recalled for longer than ``RECALLED_S``."""
