@@ -253,7 +253,8 @@ def exchanged(address: str, head: str, body: bytes, *, hangs_up: bool = False) -
         ("Content-Length: {less}\r\n", b"422"),
         ("Content-Length: -1\r\n", b"400"),
         ("Content-Length: 1\r\nContent-Length: 2\r\n", b"400"),
-        ("Content-Length: 99999999999999999999\r\n", b"413"),
+        ("Content-Length: 9223372036854775807\r\n", b"413"),
+        ("Content-Length: 99999999999999999999\r\n", b"400"),
         ("Transfer-Encoding: chunked\r\n", b"400"),  # and then no chunks
         ("", b"422"),  # no length is no body
     ],
