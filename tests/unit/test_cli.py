@@ -70,6 +70,10 @@ def test_a_budget_file_is_read_and_its_mistakes_are_named(tmp_path: Path) -> Non
 
 
 def test_knobs_are_name_and_value() -> None:
+    nested = values_of("set", "trials=4", ["epochs.student=6", "epochs.teacher=2", "trials=3"])
+    assert nested == {"epochs": {"student": 6, "teacher": 2}, "trials": 3}
+    with pytest.raises(UserError, match=r"'trials\.a=1'"):
+        values_of("set", "trials=4", ["trials=3", "trials.a=1"])
     assert values_of("knob", "gamma=10", ["gamma=10", "beta=0.5", "flag=true", "word=x"]) == {
         "gamma": 10,
         "beta": 0.5,

@@ -166,7 +166,9 @@ def _jobs() -> typer.Typer:
         budget: options.BudgetFile = None,
         fields: Annotated[
             list[str] | None,
-            typer.Option("--set", help="A field of the search: trials=4, qualities=\\[50,75]; repeatable."),
+            typer.Option(
+                "--set", help="A field of the search: trials=4, epochs.student=6, qualities=\\[50,75]; repeatable."
+            ),
         ] = None,
         idempotency_key: Annotated[str | None, typer.Option(help="The same key gives the same job.")] = None,
         estimate: Annotated[bool, typer.Option(help="Only say what the budget leaves.")] = False,

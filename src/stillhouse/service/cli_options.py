@@ -90,7 +90,7 @@ def search_of(options: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def values_of(option: str, example: str, pairs: Sequence[str]) -> dict[str, Json]:
-    """What an option that may be repeated gives as ``NAME=VALUE``, values as YAML.
+    """What an option that may be repeated gives as ``NAME=VALUE``, values as YAML; a name may be ``outer.inner``.
 
     Args:
         option: Its name.
@@ -106,7 +106,13 @@ def values_of(option: str, example: str, pairs: Sequence[str]) -> dict[str, Json
         try:
             if not equals:
                 raise ValueError
-            found[name.strip()] = yaml.safe_load(value)
+            *outer, last = name.strip().split(".")
+            inner = found
+            for step in outer:
+                inner = inner.setdefault(step, {})
+                if not isinstance(inner, dict):
+                    raise ValueError
+            inner[last] = yaml.safe_load(value)
         except (ValueError, yaml.YAMLError):
             raise UserError(f"--{option} is written NAME=VALUE, such as {example}, but got {pair!r}") from None
     return found
