@@ -18,7 +18,7 @@ from stillhouse.search.domain import StageKind, StagePlan
 from stillhouse.search.errors import NotFoundError
 from stillhouse.search.failpoints import passing
 from stillhouse.search.job import AttemptRecord, DatasetRecord, JobRecord
-from stillhouse.search.ports import Engine, Home, Ledger, Observer, Silent
+from stillhouse.search.ports import Engine, Home, Ledger, Observer
 from stillhouse.search.states import LIVE
 from stillhouse.search.wanted import NO_ONE, Wanted
 
@@ -58,7 +58,7 @@ class Controller:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger, self._engine, self._home, self._clock = ledger, engine, home, clock
-        self._lease_s, self._max_attempts, self._observer = lease_s, max_attempts, observer or Silent()
+        self._lease_s, self._max_attempts, self._observer = lease_s, max_attempts, observer or Observer()
         self._desks: dict[str, Desk] = {}
         self._started: set[str] = set()
         self._live: dict[str, str] = {}

@@ -260,8 +260,11 @@ class Home(Protocol):
         """Removes what processes that died have left behind."""
 
 
-class Observer(Protocol):
-    """Is told what the controller does, for logs, metrics and traces. It must not raise, and decides nothing."""
+class Observer:
+    """Is told what the controller does, for logs, metrics and traces: it must not raise, and decides nothing.
+
+    This one keeps it to itself.
+    """
 
     def stepped(self, seconds: float, *, failed: bool) -> None:
         """A step took so long."""
@@ -277,22 +280,3 @@ class Observer(Protocol):
 
     def ended(self, job: JobRecord) -> None:
         """A job that was at work has ended."""
-
-
-class Silent(Observer):
-    """An observer that does nothing."""
-
-    def stepped(self, seconds: float, *, failed: bool) -> None:
-        """Nothing."""
-
-    def opened(self, attempt: AttemptRecord, plan: StagePlan) -> None:
-        """Nothing."""
-
-    def lost(self, attempt: AttemptRecord, plan: StagePlan, tries: int, reason: str) -> None:
-        """Nothing."""
-
-    def started(self, job: JobRecord) -> None:
-        """Nothing."""
-
-    def ended(self, job: JobRecord) -> None:
-        """Nothing."""

@@ -20,6 +20,9 @@ from typing import Any, TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from stillhouse.search.domain import StagePlan
+from stillhouse.search.wanted import Asker
+
 OURS = "stillhouse"
 FORMAT_VARIABLE = "STILLHOUSE_LOG_FORMAT"
 HIDDEN = "[hidden]"
@@ -88,6 +91,13 @@ def _shared() -> list[Processor]:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
+
+
+def named(attempt_id: str, plan: StagePlan, asker: Asker) -> dict[str, str | int]:
+    """What names an attempt in a line; who did not ask is left out."""
+    asked = {"job": asker.job, "trial": asker.trial}
+    known = {name: value for name, value in asked.items() if value is not None}
+    return {**known, "stage": plan.key[:12], "kind": str(plan.kind), "attempt": attempt_id}
 
 
 class _Handler(logging.StreamHandler[TextIO]):

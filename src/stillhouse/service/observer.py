@@ -10,6 +10,7 @@ from stillhouse.search.domain import StagePlan
 from stillhouse.search.job import AttemptRecord, JobRecord
 from stillhouse.search.ports import Observer
 from stillhouse.service import metrics, tracing
+from stillhouse.service.logs import named
 
 log = structlog.get_logger(__name__)
 
@@ -27,12 +28,12 @@ class Telemetry(Observer):
     def opened(self, attempt: AttemptRecord, plan: StagePlan) -> None:
         """Counts and logs it."""
         metrics.OPENED.labels(str(plan.kind)).inc()
-        log.info("attempt opened", threads=attempt.threads, **bound(attempt, plan))
+        log.info("attempt opened", threads=attempt.threads, **named(attempt.id, plan, attempt.asker))
 
     def lost(self, attempt: AttemptRecord, plan: StagePlan, tries: int, reason: str) -> None:
         """Counts and logs it."""
         metrics.LOST.labels(str(plan.kind)).inc()
-        log.warning("attempt lost", tries=tries, reason=reason, **bound(attempt, plan))
+        log.warning("attempt lost", tries=tries, reason=reason, **named(attempt.id, plan, attempt.asker))
 
     def started(self, job: JobRecord) -> None:
         """Logs it."""
@@ -44,10 +45,3 @@ class Telemetry(Observer):
         told = {"stillhouse.job": job.id, "stillhouse.state": job.state, "stillhouse.reason": job.reason}
         ended = job.finished_at or time.time()
         tracing.job_span(job.id, began=job.started_at or job.created_at, ended=ended, attributes=told)
-
-
-def bound(attempt: AttemptRecord, plan: StagePlan) -> dict[str, str | int]:
-    """What names an attempt in a line; who did not ask is left out."""
-    asker = {"job": attempt.asker.job, "trial": attempt.asker.trial}
-    known = {name: value for name, value in asker.items() if value is not None}
-    return {**known, "stage": plan.key[:12], "kind": str(plan.kind), "attempt": attempt.id}

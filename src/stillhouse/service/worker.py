@@ -236,9 +236,7 @@ def _work(claim: Claim, order: Order, settings: Settings, threads: int) -> None:
     """Does one attempt under its lease, and says so in the log and the job's trace."""
     plan, started = order.plan, time.monotonic()
     lease, work = Lease(claim, order.lease_s, order.heartbeat_s), settings.work / plan.key
-    asker = {"job": order.asker.job, "trial": order.asker.trial}
-    bound = {name: value for name, value in asker.items() if value is not None}
-    bound |= {"stage": plan.key[:12], "kind": str(plan.kind), "attempt": claim.attempt_id}
+    bound = logs.named(claim.attempt_id, plan, order.asker)
     told = {f"stillhouse.{name}": value for name, value in bound.items()}
     with (
         structlog.contextvars.bound_contextvars(**bound),

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections import Counter
 from collections.abc import Collection, Mapping
 
 from stillhouse.search.domain import Deployment, Json, StageKind
 from stillhouse.search.errors import ConflictError
-from stillhouse.search.job import AttemptRecord, DatasetRecord, Event, JobRecord, StageRecord, TrialRecord
+from stillhouse.search.job import JobRecord, TrialRecord
 from stillhouse.service.db.lists import JobFilter, JobLine, Mark, ModelFilter, Place, in_use, not_ended
+from stillhouse.service.db.memory_tables import MemoryTables
 from stillhouse.service.db.records import JOB_ENDS, not_found
 
 
-class MemoryLists:
+class MemoryLists(MemoryTables):
     """Lists and deletion; see ``stillhouse.service.db.lists.Lists`` for what each method promises."""
-
-    _lock: threading.RLock
-    _datasets: dict[str, DatasetRecord]
-    _source_bytes: dict[str, int]
-    _jobs: dict[str, JobRecord]
-    _trials: dict[tuple[str, int], TrialRecord]
-    _stages: dict[str, StageRecord]
-    _attempts: dict[str, AttemptRecord]
-    _deployments: dict[str, Deployment]
-    _events: list[Event]
-    _by_idempotency_key: dict[tuple[str, str], tuple[str, str]]
 
     def job_lines(self, wanted: JobFilter, *, limit: int, after: Place | None = None) -> list[JobLine]:
         """Jobs, newest first."""

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 
 from stillhouse.search.domain import Accuracy, Deployment, Json
-from stillhouse.search.job import JobRecord
+from stillhouse.service.db.memory_tables import MemoryTables
 from stillhouse.service.db.records import as_json, not_found
 
 
-class MemoryModels:
+class MemoryModels(MemoryTables):
     """Deployments; see ``stillhouse.search.ports.Ledger`` for what each method promises."""
-
-    _lock: threading.RLock
-    _jobs: dict[str, JobRecord]
-    _deployments: dict[str, Deployment]
 
     def add_deployment(self, deployment: Deployment) -> bool:
         """Stores a deployment; False when its id exists."""

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Mapping
 
-from stillhouse.search.domain import Deployment
-from stillhouse.search.job import AttemptRecord, DatasetRecord, JobRecord, StageRecord, TrialRecord
+from stillhouse.search.job import StageRecord
 from stillhouse.service.db.lists import Mark
+from stillhouse.service.db.memory_tables import MemoryTables
 from stillhouse.service.db.records import JOB_ENDS
 from stillhouse.service.db.unused import Holders, StageLine, stage_files, stage_reads
 
 
-class MemoryUnused:
+class MemoryUnused(MemoryTables):
     """See ``stillhouse.service.db.unused.Forgets`` for what each method promises."""
-
-    _lock: threading.RLock
-    _datasets: dict[str, DatasetRecord]
-    _jobs: dict[str, JobRecord]
-    _trials: dict[tuple[str, int], TrialRecord]
-    _stages: dict[str, StageRecord]
-    _stored_at: dict[str, float]
-    _attempts: dict[str, AttemptRecord]
-    _deployments: dict[str, Deployment]
 
     def identity(self) -> str:
         """The ledger's own name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +10,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from stillhouse.search.domain import Deployment
-from stillhouse.search.job import AttemptRecord, DatasetRecord, JobRecord, StageRecord, TrialRecord
+from stillhouse.service.db.memory_tables import MemoryTables
 from stillhouse.service.db.sessions import Sessions
 from stillhouse.service.db.tables import AttemptRow, DatasetRow, DeploymentRow, JobRow, StageRow, TrialRow
 
@@ -72,16 +70,8 @@ def _by(session: Session, state: Any) -> dict[str, int]:
     return {str(name): int(count) for name, count in rows}
 
 
-class MemoryTotals:
+class MemoryTotals(MemoryTables):
     """Counted one by one."""
-
-    _lock: threading.RLock
-    _datasets: dict[str, DatasetRecord]
-    _jobs: dict[str, JobRecord]
-    _trials: dict[tuple[str, int], TrialRecord]
-    _stages: dict[str, StageRecord]
-    _attempts: dict[str, AttemptRecord]
-    _deployments: dict[str, Deployment]
 
     def totals(self) -> Totals:
         """How much there is of everything."""
