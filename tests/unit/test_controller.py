@@ -14,6 +14,7 @@ from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Budget, StageKind, StagePlan, StageResult
 from stillhouse.search.job import UNMET, Epochs, JobRecord
 from stillhouse.search.retry import retry
+from stillhouse.search.wanted import Wanted
 
 
 def test_a_job_runs_to_its_end_and_no_stage_twice() -> None:
@@ -232,6 +233,18 @@ def test_retry_tries_a_failed_rung_again() -> None:
     healthy = True
     assert retry(ledger, ledger.job(job.id)).state == "queued"
     assert drive(controller, ledger, job.id) == "done"
+
+
+def test_an_input_that_the_ledger_does_not_know_is_not_ready() -> None:
+    ledger, _, engine, controller = setup(honest)
+    before, after = StagePlan(StageKind.TEACHER, {}), StagePlan(StageKind.TARGETS, {}, {"teacher": "0" * 64})
+    for plan in (before, after):
+        ledger.ensure_stage(plan)
+    wanted = Wanted()
+    wanted.add([after, before])
+    engine.slots = 2
+    controller._submit(wanted)
+    assert engine.done == [before]
 
 
 def test_nothing_is_kept_of_jobs_that_ended_elsewhere() -> None:

@@ -189,7 +189,7 @@ class Controller:
         for key, plan in wanted.plans.items():
             if self._engine.capacity() < 1:
                 return
-            ready = all(stored[i].state == "done" for i in plan.inputs.values() if i in stored)
+            ready = all(i in stored and stored[i].state == "done" for i in plan.inputs.values())
             if stored[key].state != "pending" or (stored[key].not_before or 0.0) > now or not ready:
                 continue
             if self._alone(plan) and running:
