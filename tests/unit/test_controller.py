@@ -13,7 +13,9 @@ from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Budget, StageKind, StagePlan, StageResult
 from stillhouse.search.job import UNMET, Epochs, JobRecord
+from stillhouse.search.ports import Observer
 from stillhouse.search.retry import retry
+from stillhouse.search.states import LIVE
 from stillhouse.search.wanted import Wanted
 
 
@@ -245,6 +247,25 @@ def test_an_input_that_the_ledger_does_not_know_is_not_ready() -> None:
     engine.slots = 2
     controller._submit(wanted)
     assert engine.done == [before]
+
+
+def test_it_is_told_how_often_a_job_has_ended() -> None:
+    told: list[tuple[str, int]] = []
+
+    class Watch(Observer):
+        def ended(self, job: JobRecord, *, times: int) -> None:
+            told.append((job.state, times))
+
+    ledger, job, engine, _ = setup(honest)
+    for _ in range(2):
+        controller = Controller(ledger, engine, lease_s=30, max_attempts=2, observer=Watch())
+        controller.step()
+        ledger.move_job(job.id, expect=LIVE, to="cancelled")
+        controller.step()
+        assert retry(ledger, ledger.job(job.id)).state == "queued"
+    drive(controller, ledger, job.id)
+    controller.step()
+    assert told == [("cancelled", 1), ("cancelled", 2), ("done", 3)]
 
 
 def test_nothing_is_kept_of_jobs_that_ended_elsewhere() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -27,9 +28,12 @@ class Traces:
         self._exporter = InMemorySpanExporter()
         tracing.configure("test", exporter=self._exporter)
 
-    def spans(self) -> dict[str, ReadableSpan]:
+    def all(self) -> tuple[ReadableSpan, ...]:
         tracing._provider.force_flush()
-        return {span.name: span for span in self._exporter.get_finished_spans()}
+        return tuple(self._exporter.get_finished_spans())
+
+    def spans(self) -> dict[str, ReadableSpan]:
+        return {span.name: span for span in self.all()}
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def test_a_job_is_one_trace_with_a_root(traces: Traces) -> None:
     ):
         pass
     record = JobRecord(JOB, JobSpec("ds_1"), "failed", "no network fits", 5.0, 10.0, 12.5)
-    Telemetry().ended(record)
+    Telemetry().ended(record, times=1)
     spans = traces.spans()
     root, stage, inner = spans["job"], spans["stage"], spans["x"]
     assert root.parent is None
@@ -66,6 +70,22 @@ def test_a_job_is_one_trace_with_a_root(traces: Traces) -> None:
     assert not root.status.is_ok
     assert dict(stage.attributes or {}) == {"stillhouse.kind": "teacher"}
     assert root.resource.attributes["service.name"] == "stillhouse-test"
+
+
+def test_a_job_that_ends_again_has_another_span_below_its_root(traces: Traces) -> None:
+    failed = JobRecord(JOB, JobSpec("ds_1"), "failed", "no room", 5.0, 10.0, 12.5)
+    Telemetry().ended(failed, times=1)
+    root = traces.spans()["job"]
+    for times, began in ((2, 20.0), (3, 30.0)):
+        Telemetry().ended(replace(failed, state="done", started_at=began, finished_at=began + 1), times=times)
+    first, *others = traces.all()
+    assert len({span.context.span_id for span in (first, *others)}) == 3
+    assert first.context == root.context
+    for began, span in zip((20.0, 30.0), others, strict=True):
+        assert span.name == "job"
+        assert span.context.trace_id == root.context.trace_id
+        assert span.parent is not None and span.parent.span_id == root.context.span_id
+        assert (span.start_time, span.status.is_ok) == (int(began * 1e9), True)
 
 
 def test_another_job_is_another_trace_and_ids_are_those_of_its_name(traces: Traces) -> None:

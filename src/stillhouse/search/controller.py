@@ -108,9 +108,14 @@ class Controller:
         self._live = {job.id: job.state for job in live.values()}
         for job_id in gone:
             with suppress(NotFoundError):
-                self._observer.ended(self._ledger.job(job_id))
+                self._observer.ended(self._ledger.job(job_id), times=self._ends(job_id))
         for job_id in self._desks.keys() - live.keys():
             del self._desks[job_id]
+
+    def _ends(self, job_id: str) -> int:
+        """How often a job has ended: it may have been retried."""
+        moves = (event.data for event in self._ledger.events(job_id) if event.kind == "job")
+        return sum(move["state"] not in LIVE for move in moves)
 
     def _advance_job(self, job: JobRecord, wanted: Wanted, slots: int) -> None:
         """Moves one job on; one that cannot be planned fails alone and holds up no other."""

@@ -278,5 +278,5 @@ class Observer:
     def started(self, job: JobRecord) -> None:
         """A job was seen at work for the first time by this controller."""
 
-    def ended(self, job: JobRecord) -> None:
-        """A job that was at work has ended."""
+    def ended(self, job: JobRecord, *, times: int) -> None:
+        """A job that was at work has ended, for the first time or, after retries, once more."""

@@ -39,9 +39,9 @@ class Telemetry(Observer):
         """Logs it."""
         log.info("job at work", job=job.id, tenant=job.tenant, dataset=job.spec.dataset)
 
-    def ended(self, job: JobRecord) -> None:
-        """Logs it, and gives its trace the root."""
+    def ended(self, job: JobRecord, *, times: int) -> None:
+        """Logs it, and gives its trace the root; once more, after a retry, a span below the root."""
         log.info("job ended", job=job.id, tenant=job.tenant, state=job.state, reason=job.reason)
         told = {"stillhouse.job": job.id, "stillhouse.state": job.state, "stillhouse.reason": job.reason}
-        ended = job.finished_at or time.time()
-        tracing.job_span(job.id, began=job.started_at or job.created_at, ended=ended, attributes=told)
+        began, ended = job.started_at or job.created_at, job.finished_at or time.time()
+        tracing.job_span(job.id, began=began, ended=ended, attributes=told, again=times > 1)

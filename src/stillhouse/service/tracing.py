@@ -1,8 +1,9 @@
 """Traces by OpenTelemetry, for those who installed the extra ``otel`` and named a collector.
 
 A job is one trace: its id follows from the job's, so that the API, the controller and workers on other machines add
-to the same trace and pass nothing on. Its root span lasts as long as the job; attempts at stages are its children. A
-request is a trace of its own, or part of the caller's (``traceparent``).
+to the same trace and pass nothing on. Its root span lasts as long as the job, until its first end: a span that was sent
+cannot be changed. Children of it are attempts at stages, and the job once more for each end after a retry. A request is
+a trace of its own, or part of the caller's (``traceparent``).
 
 ``OTEL_EXPORTER_OTLP_ENDPOINT`` turns it on, and OpenTelemetry's other variables are obeyed. Without it ``span`` costs
 nothing and the package need not be there.
@@ -121,22 +122,31 @@ def span(
             raise
 
 
-def job_span(job: str, *, began: float, ended: float, attributes: Attributes) -> None:
-    """The root span of a job's trace, once it has ended; times are Unix seconds."""
+def job_span(job: str, *, began: float, ended: float, attributes: Attributes, again: bool = False) -> None:
+    """The root span of a job's trace, once it has ended; times are Unix seconds.
+
+    Args:
+        job: Its id.
+        began: When it did.
+        ended: When it did.
+        attributes: None is left out.
+        again: It had ended before, and the root was sent: this is a child of it.
+    """
     if _tracer is None:
         return
     from opentelemetry.context import Context  # noqa: PLC0415
     from opentelemetry.trace import Status, StatusCode  # noqa: PLC0415
 
     known = _clean(attributes)
-    ids = _told.set(_numbers(job))
+    ids = _told.set(None if again else _numbers(job))
+    above = _within(job) if again else Context()
     try:
-        root = _tracer.start_span("job", context=Context(), attributes=known, start_time=int(began * 1e9))
+        span = _tracer.start_span("job", context=above, attributes=known, start_time=int(began * 1e9))
     finally:
         _told.reset(ids)
     if attributes.get("stillhouse.state") == "failed":
-        root.set_status(Status(StatusCode.ERROR))
-    root.end(int(ended * 1e9))
+        span.set_status(Status(StatusCode.ERROR))
+    span.end(int(ended * 1e9))
 
 
 def _clean(attributes: Attributes) -> dict[str, str | int | float | bool]:
