@@ -42,16 +42,16 @@ def test_the_hub_answers_when_its_address_takes_a_connection(monkeypatch: pytest
     assert not wiring.hub_answers()
 
 
-def test_one_home_has_one_controller(tmp_path: Path) -> None:
-    lock = tmp_path / "controller.lock"
-    with (
-        wiring._only_controller(lock),
-        pytest.raises(ConflictError, match="already works on"),
-        wiring._only_controller(lock),
-    ):
-        pass
-    with wiring._only_controller(lock):
-        assert lock.exists()
+def test_one_home_has_one_controller(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wiring, "worker_catalogue", lambda _: CATALOGUE)
+
+    def platform() -> wiring.Platform:
+        return wiring.Platform(settings)
+
+    with platform().controller(), pytest.raises(ConflictError, match=r"already works on .*STILLHOUSE_HOME"):
+        platform().controller().__enter__()
+    with platform().controller() as controller:
+        assert controller.step()
 
 
 def test_the_settings_name_the_engine(settings: Settings) -> None:

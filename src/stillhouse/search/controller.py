@@ -18,7 +18,7 @@ from stillhouse.search.domain import StageKind, StagePlan
 from stillhouse.search.errors import NotFoundError
 from stillhouse.search.failpoints import passing
 from stillhouse.search.job import AttemptRecord, DatasetRecord, JobRecord
-from stillhouse.search.ports import Engine, Home, Ledger, Observer
+from stillhouse.search.ports import Engine, Home, Ledger, Observer, Sole
 from stillhouse.search.states import LIVE
 from stillhouse.search.wanted import NO_ONE, Wanted
 
@@ -29,6 +29,7 @@ START_S = 120.0
 """Seconds that an attempt has to its first heartbeat: its process, or what it is forked from, may still be loading."""
 TIDY_S = 60.0
 """How often the home is tidied."""
+TAKEN = "another controller works on this database now; doing nothing until it is gone"
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,13 @@ class Controller:
 
     Args:
         ledger: The truth.
-        engine: Where attempts run. This controller is taken to be the only one on it.
+        engine: Where attempts run.
         lease_s: Seconds that an attempt may go without a heartbeat.
         max_attempts: Tries at a stage whose process keeps dying.
         home: The disk that attempts work on; None takes it to have room without end.
         observer: Is told what is done.
+        sole: Says whether this controller is the only one on the ledger; while it is not, it stands by. None takes it
+            to be so.
         clock: Unix seconds.
     """
 
@@ -55,10 +58,12 @@ class Controller:
         max_attempts: int,
         home: Home | None = None,
         observer: Observer | None = None,
+        sole: Sole | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger, self._engine, self._home, self._clock = ledger, engine, home, clock
         self._lease_s, self._max_attempts, self._observer = lease_s, max_attempts, observer or Observer()
+        self._sole, self._in_charge = sole or Sole(), True
         self._desks: dict[str, Desk] = {}
         self._started: set[str] = set()
         self._live: dict[str, str] = {}
@@ -69,22 +74,25 @@ class Controller:
     def run(self, stop: threading.Event, *, poll_s: float = 0.2) -> None:
         """Steps until ``stop`` is set; a step that fails (the database is away) is logged and tried again."""
         while not stop.is_set():
-            began, failed = time.monotonic(), False
+            began, failed, stepped = time.monotonic(), False, True
             try:
-                self.step()
+                stepped = self.step()
             except Exception:
                 failed = True
                 log.exception("a step of the controller failed; trying again in %g s", RETRY_S)
-            self._observer.stepped(time.monotonic() - began, failed=failed)
-            stop.wait(RETRY_S if failed else poll_s)
+            if stepped:
+                self._observer.stepped(time.monotonic() - began, failed=failed)
+            stop.wait(poll_s if stepped and not failed else RETRY_S)
 
-    def step(self, only: Collection[str] | None = None) -> None:
-        """Does all that is due now; never waits.
+    def step(self, only: Collection[str] | None = None) -> bool:
+        """Does all that is due now; never waits. False on standby: another controller has the ledger.
 
         Args:
             only: Ids of the jobs and data sets to move on; None moves all. A run in the foreground does its own job
                 and leaves what others left behind.
         """
+        if not self._is_in_charge():
+            return False
         self._look_at_home()
         self._reap()
         wanted = Wanted()
@@ -98,6 +106,18 @@ class Controller:
                 self._advance_job(job, wanted, slots)
         self._cancel_unwanted(wanted)
         self._submit(wanted)
+        return True
+
+    def _is_in_charge(self) -> bool:
+        """Asked before each step; one that lost the ledger stands by, and says so once."""
+        held = self._sole.held()
+        if held != self._in_charge:
+            log.warning("%s", "in charge again; going on" if held else TAKEN)
+            # The other one goes on with these jobs, and tells of them.
+            self._live, self._late = {}, {}
+            self._desks.clear()
+        self._in_charge = held
+        return held
 
     def _note(self, live: Mapping[str, JobRecord]) -> None:
         """Tells which jobs have come and gone since the last step, and forgets what was worked out for the latter."""

@@ -260,6 +260,18 @@ class Home(Protocol):
         """Removes what processes that died have left behind."""
 
 
+class Sole:
+    """That a controller is the only one on its ledger. This one is what cannot be lost while the process lives."""
+
+    def held(self) -> bool:
+        """False while another controller has the ledger; asking tries to have it again. Never waits for the other.
+
+        Raises:
+            AwayError: The database does not answer, so that nobody can know.
+        """
+        return True
+
+
 class Observer:
     """Is told what the controller does, for logs, metrics and traces: it must not raise, and decides nothing.
 

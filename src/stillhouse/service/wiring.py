@@ -1,18 +1,17 @@
 """Puts the parts together: settings -> ledger, store, engine, controller.
 
-One controller works on one home folder; a lock file says so, and a second one is refused.
+One controller works on one home folder and one database; a second one on either is refused.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -25,11 +24,12 @@ from huggingface_hub import constants as hub
 from stillhouse import __version__
 from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import ConflictError, StillhouseError
+from stillhouse.search.errors import StillhouseError
 from stillhouse.search.ports import ArtifactStore, Engine
 from stillhouse.service.accounts import Accounts
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.db.migrate import upgrade
+from stillhouse.service.db.sole import file_lock, only_controller
 from stillhouse.service.engine.local import LocalEngine
 from stillhouse.service.engine.ray import RayEngine, Share
 from stillhouse.service.home import DiskHome
@@ -82,22 +82,24 @@ class Platform:
         """A controller with its engine; the engine's processes end with it.
 
         Raises:
-            ConflictError: Another controller works on this home.
+            ConflictError: Another controller works on this home or this database.
         """
-        ledger = self.ledger
-        with _only_controller(self.settings.home / "controller.lock"):
-            engine = make_engine(self.settings)
-            try:
-                yield Controller(
-                    ledger,
-                    engine,
-                    lease_s=self.settings.lease_s,
-                    max_attempts=self.settings.max_attempts,
-                    observer=Telemetry(),
-                    home=DiskHome(self.settings, ledger, DiskStore(self.settings.artifacts), self.collector),
-                )
-            finally:
-                engine.close()
+        ledger, home = self.ledger, self.settings.home
+        refused = f"another Stillhouse already works on {home}; stop it, use its API, or set STILLHOUSE_HOME to another"
+        with (
+            file_lock(home / "controller.lock", refused),
+            only_controller(self.settings.database_url) as sole,
+            closing(make_engine(self.settings)) as engine,
+        ):
+            yield Controller(
+                ledger,
+                engine,
+                lease_s=self.settings.lease_s,
+                max_attempts=self.settings.max_attempts,
+                home=DiskHome(self.settings, ledger, DiskStore(self.settings.artifacts), self.collector),
+                observer=Telemetry(),
+                sole=sole,
+            )
 
 
 def make_engine(settings: Settings) -> Engine:
@@ -110,19 +112,6 @@ def make_engine(settings: Settings) -> Engine:
         share=Share(settings.ray_gpus_per_stage, settings.ray_cpus_per_stage),
         token=settings.ray_token.get_secret_value() if settings.ray_token else None,
     )
-
-
-@contextmanager
-def _only_controller(path: Path) -> Iterator[None]:
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConflictError(
-                f"another Stillhouse already works on {path.parent}; stop it, use its API, or set STILLHOUSE_HOME to "
-                "another folder"
-            ) from None
-        yield
 
 
 def published(catalogue: Mapping[str, Json], settings: Settings) -> Mapping[str, Json]:

@@ -47,7 +47,7 @@ class Sessions:
     def read(self) -> Iterator[Session]:
         """A transaction that only reads; AwayError when the database does not answer."""
         self._after_fork()
-        with _away(), Session(self._engine, expire_on_commit=False) as session, session.begin():
+        with away(), Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
@@ -58,7 +58,7 @@ class Sessions:
             AwayError: The database does not answer: what was to be written may have been, or not.
         """
         self._after_fork()
-        with _away(), Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with away(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class Sessions:
 
 
 @contextmanager
-def _away() -> Iterator[None]:
+def away() -> Iterator[None]:
     """Tells what the database cannot do now (refused, dropped, locked, disk full) from what is wrong with a call."""
     try:
         yield
