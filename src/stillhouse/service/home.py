@@ -10,6 +10,7 @@ import errno
 import logging
 import math
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +19,16 @@ from stillhouse.search.errors import StillhouseError
 from stillhouse.search.ports import Home, Ledger
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
-from stillhouse.service.unneeded import Collector, Removed, Sum
+from stillhouse.service.unneeded import Collector, Sum
 
 STALE_S = 3600.0
 """A temporary file that was not written to for so long belongs to nobody."""
 COLLECT_S = 3600.0
 """How often it is looked for what nobody needs any more."""
-AT_ONCE_S = 0.5
-"""How long a tidying may go on with that; the next one goes on from there."""
+PAUSE_S = 0.01
+"""How long that pauses after each piece, so that others have the interpreter and the database's lock."""
+CLOSE_S = 2.0
+"""How long is waited for the piece that it is at, when the home is closed."""
 log = logging.getLogger(__name__)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -33,7 +36,9 @@ _FULL_WORDS = ("no space left on device", "quota exceeded", "disk is full")
 
 
 class DiskHome(Home):
-    """A ``Home`` on a local disk.
+    """A ``Home`` on a local disk; close it when done.
+
+    What nobody needs is collected in a thread of its own: a bucket may take minutes to answer, and nobody waits for it.
 
     Args:
         settings: Where it is, and how much of it must stay free.
@@ -46,15 +51,18 @@ class DiskHome(Home):
         self, settings: Settings, ledger: Ledger, store: DiskStore, collector: Collector | None = None
     ) -> None:
         self._settings, self._ledger, self._store, self._collector = settings, ledger, store, collector
-        self._begun, self._sum = -math.inf, Sum()
-        self._going: Iterator[Removed] | None = None
+        self._begun, self._closed = -math.inf, threading.Event()
+        self._collecting: threading.Thread | None = None
 
     def lack(self) -> str | None:
         """Why nothing may be started now; None when there is room."""
         return lack_of_room(self._settings)
 
     def tidy(self) -> None:
-        """Removes temporary files of dead processes, work folders of stages that are done, and what nobody needs."""
+        """Removes temporary files of dead processes and work folders of stages that are done.
+
+        Begins to collect what nobody needs, if that is due and the last time has ended.
+        """
         self._store.tidy()
         folders = [folder for folder in _listed(self._settings.work) if folder.is_dir()]
         stages = self._ledger.stages(folder.name for folder in folders)
@@ -65,26 +73,36 @@ class DiskHome(Home):
             if _age_s(path) > STALE_S:
                 path.unlink(missing_ok=True)
         if self._collector is not None:
-            self._collect(self._collector)
+            self._begin(self._collector)
+
+    def close(self) -> None:
+        """Ends the collecting after the piece that it is at; one that hangs is left to end with the process."""
+        self._closed.set()
+        if self._collecting is not None:
+            self._collecting.join(CLOSE_S)
+
+    def _begin(self, collector: Collector) -> None:
+        """Collects once an hour, and never twice at a time."""
+        going = self._collecting is not None and self._collecting.is_alive()
+        if going or self._closed.is_set() or time.monotonic() - self._begun < COLLECT_S:
+            return
+        self._begun = time.monotonic()
+        self._collecting = threading.Thread(target=self._collect, args=(collector,), name="collector", daemon=True)
+        self._collecting.start()
 
     def _collect(self, collector: Collector) -> None:
-        """Begins to collect when it is due, goes on for a moment, and leaves the rest to the next call."""
-        now = time.monotonic()
-        if self._going is None:
-            if now - self._begun < COLLECT_S:
-                return
-            self._begun, self._sum = now, Sum()
-            self._going = collector.run(older_than_s=self._settings.keep_unused_days * 86_400.0)
+        found = Sum()
         try:
-            for removed in self._going:
-                self._sum.add(removed)
-                if time.monotonic() - now > AT_ONCE_S:
-                    return
+            for removed in collector.run(older_than_s=self._settings.keep_unused_days * 86_400.0):
+                found.add(removed)
+                if self._closed.wait(PAUSE_S):
+                    break
         except (OSError, StillhouseError) as error:  # nothing is lost: the next time begins anew
             log.warning("what is no longer needed could not all be removed: %s", error)
-        self._going = None
-        if self._sum:
-            log.info("removed what is no longer needed: %s", self._sum)
+        except Exception:
+            log.exception("what is no longer needed could not all be removed")
+        if found:
+            log.info("removed what is no longer needed: %s", found)
 
 
 def lack_of_room(settings: Settings) -> str | None:

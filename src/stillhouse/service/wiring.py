@@ -90,13 +90,14 @@ class Platform:
             file_lock(home / "controller.lock", refused),
             only_controller(self.settings.database_url) as sole,
             closing(make_engine(self.settings)) as engine,
+            closing(DiskHome(self.settings, ledger, DiskStore(self.settings.artifacts), self.collector)) as disk,
         ):
             yield Controller(
                 ledger,
                 engine,
                 lease_s=self.settings.lease_s,
                 max_attempts=self.settings.max_attempts,
-                home=DiskHome(self.settings, ledger, DiskStore(self.settings.artifacts), self.collector),
+                home=disk,
                 observer=Telemetry(),
                 sole=sole,
             )
