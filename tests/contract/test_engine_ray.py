@@ -146,7 +146,7 @@ def test_a_dead_node_takes_its_attempt_with_it(cluster: Cluster, make: Callable[
         engine.submit(one)
 
     def nodes() -> list[str | None]:
-        return [cluster.ask(f"/api/jobs/{one.id}").json()["driver_node_id"] for one in attempts]
+        return [cluster.node_of(one.id) for one in attempts]
 
     until(lambda: None not in nodes(), "they were not started")
     assert len(set(nodes())) == 2

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from stillhouse.service.store import DiskStore
 Live = Callable[[FastAPI], str]
 ROUTES = [
     ("GET", ""), ("GET", "/source"), ("GET", f"/artifacts/{'0' * 64}"), ("PUT", f"/artifacts/{'0' * 64}"),
+    ("GET", f"/checkpoints/checkpoint-000001-{'0' * 64}.pt"), ("PUT", f"/checkpoints/checkpoint-000001-{'0' * 64}.pt"),
     ("POST", "/renew"), ("POST", "/commit"), ("POST", "/fail"),
     ("POST", "/give-back"),
 ]  # fmt: skip
@@ -153,8 +156,8 @@ def dial(served: Served, live: Live, tmp_path: Path) -> Dial:
     """Makes claims over a flaky line to a real server, with a store of their own."""
     url = live(served.http.app)  # type: ignore[arg-type]
 
-    def make(attempt: AttemptRecord, line: Flaky, patience_s: float = 5) -> RemoteClaim:
-        store, uploads = DiskStore(tmp_path / "apart" / "artifacts"), tmp_path / "apart" / "uploads"
+    def make(attempt: AttemptRecord, line: Flaky, patience_s: float = 5, home: str = "apart") -> RemoteClaim:
+        store, uploads = DiskStore(tmp_path / home / "artifacts"), tmp_path / home / "uploads"
         return RemoteClaim(
             url, attempt.id, attempt.token, store=store, uploads=uploads, patience_s=patience_s, transport=line
         )
@@ -216,6 +219,84 @@ def test_refusals_are_not_tried_again(served: Served, dial: Dial, status: int, e
     attempt = opened(served, StagePlan(StageKind.TEACHER, {}))
     with dial(attempt, line) as worker, pytest.raises(error, match="no, because"):
         worker.order()
+
+
+# -------------------------------------------------------------------------------------- checkpoints
+
+
+def checkpoint(folder: Path, epoch: int, content: bytes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"checkpoint-{epoch:06d}-{hashlib.sha256(content).hexdigest()}.pt"
+    path.write_bytes(content)
+    return path
+
+
+def test_the_next_machine_goes_on_from_the_last_checkpoint(served: Served, dial: Dial, tmp_path: Path) -> None:
+    plan, quiet = StagePlan(StageKind.TEACHER, {}), threading.Event()
+    first = opened(served, plan)
+    with dial(first, Flaky()) as worker:
+        assert worker.order().checkpoint is None
+        for epoch in (1, 2):
+            assert worker.send_checkpoint(checkpoint(tmp_path / "one", epoch, b"state %d" % epoch), quiet)
+    assert served.ledger.lose(first.id, max_attempts=3)
+    second = opened(served, plan)
+    with dial(second, Flaky(), home="other") as worker:
+        order = worker.order()
+        assert order.checkpoint_every_s == served.settings.checkpoint_every_s
+        worker.fetch_checkpoint(order, tmp_path / "two")
+        (came,) = (tmp_path / "two").iterdir()
+        assert (came.name, came.read_bytes()) == (order.checkpoint, b"state 2")
+        assert came.name.startswith("checkpoint-000002-")
+        late = checkpoint(tmp_path / "one", 3, b"late")
+        with dial(first, Flaky()) as lost, pytest.raises(LeaseLostError, match="no longer holds"):
+            lost.send_checkpoint(late, quiet)
+        assert worker.commit(StageResult(), seconds=1)
+    assert not list((served.settings.artifacts / "checkpoints").iterdir())
+
+
+def test_a_newer_checkpoint_on_this_machine_counts(served: Served, dial: Dial, tmp_path: Path) -> None:
+    attempt = opened(served, StagePlan(StageKind.TEACHER, {}))
+    with dial(attempt, Flaky()) as worker:
+        assert worker.send_checkpoint(checkpoint(tmp_path / "sent", 2, b"sent"), threading.Event())
+        checkpoint(tmp_path / "own", 3, b"own")
+        worker.fetch_checkpoint(worker.order(), tmp_path / "own")
+        assert len(list((tmp_path / "own").iterdir())) == 1
+        order = worker.order()
+        shutil.rmtree(served.settings.artifacts / "checkpoints")
+        worker.fetch_checkpoint(order, tmp_path / "fresh")  # it is gone: the training begins anew
+        assert not list((tmp_path / "fresh").iterdir())
+
+
+def test_a_checkpoint_that_is_not_what_its_name_says_is_refused(served: Served) -> None:
+    attempt = opened(served, StagePlan(StageKind.TEACHER, {}))
+
+    def send(name: str) -> httpx.Response:
+        path = f"/attempts/{attempt.id}/checkpoints/{name}"
+        return served.http.put(path, content=b"state", headers=bearer(attempt.token))
+
+    assert "must hash to" in problem(send(f"checkpoint-000001-{'0' * 64}.pt"), 422)
+    assert "must be named checkpoint-EPOCH-SHA256.pt" in problem(send("state.pt"), 422)
+    problem(send("..%2F..%2Fstillhouse.db"), 404)
+    assert not (served.settings.artifacts / "checkpoints").exists()
+    assert not list(served.settings.uploads.iterdir())
+
+
+def test_a_checkpoint_on_its_way_is_given_up_when_the_stage_ends(served: Served, dial: Dial, tmp_path: Path) -> None:
+    attempt, stop = opened(served, StagePlan(StageKind.TEACHER, {})), threading.Event()
+    with dial(attempt, Flaky()) as worker:
+        stop.set()
+        assert not worker.send_checkpoint(checkpoint(tmp_path / "one", 1, b"x" * (8 << 20)), stop)
+        assert worker.commit(StageResult(), seconds=1)
+    assert not (served.settings.artifacts / "checkpoints").exists()
+
+
+def test_a_machine_with_other_code_gives_its_attempt_back(served: Served, live: Live, tmp_path: Path) -> None:
+    attempt = opened(served, StagePlan(StageKind.TEACHER, {}, {}, "0" * 16))
+    done = run_stage(tmp_path / "worker", attempt, "--url", live(served.http.app), token=attempt.token)  # type: ignore[arg-type]
+    assert done.returncode == 0, done.stderr
+    stage = served.ledger.stages([attempt.stage_key])[attempt.stage_key]
+    assert (stage.state, stage.attempts) == ("pending", 0)
+    assert "runs other code than the controller" in (stage.reason or "")
 
 
 # ------------------------------------------------------------------------------------- a real stage

@@ -25,7 +25,6 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.home = folder / "home"
         self.port, self.dashboard_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.dashboard_port}"
         self.head: subprocess.Popen[bytes] | None = None
@@ -63,6 +62,21 @@ class Cluster:
         answer = self.ask("/api/v0/nodes")
         return sum(node["state"] == "ALIVE" for node in answer.json()["data"]["result"]["result"])
 
+    def head_id(self) -> str:
+        """Ray's name of the head."""
+        nodes = self.ask("/api/v0/nodes?detail=true").json()["data"]["result"]["result"]
+        return str(next(node["node_id"] for node in nodes if node["is_head_node"]))
+
+    def node_of(self, job: str) -> str | None:
+        """Ray's name of the node that a job runs on; None before it runs."""
+        found: str | None = self.ask(f"/api/jobs/{job}").json()["driver_node_id"]
+        return found
+
+    def live(self) -> list[str]:
+        """Jobs that have not ended."""
+        jobs = self.ask("/api/jobs/").json()
+        return [str(job["submission_id"]) for job in jobs if job["status"] in ("PENDING", "RUNNING")]
+
     def _start(self, name: str, *options: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {
             "RAY_AUTH_MODE": "token",
@@ -72,7 +86,7 @@ class Cluster:
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "2",
-            "STILLHOUSE_HOME": str(self.home),
+            "STILLHOUSE_HOME": str(self.folder / f"home-{name}"),  # each has a disk of its own
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         }
         resources = [f"--num-gpus={NODE_GPUS}", f"--num-cpus={NODE_CPUS}", "--object-store-memory=80000000"]
@@ -143,8 +157,9 @@ def _cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(_cluster: Cluster) -> Cluster:
-    """The cluster with both nodes."""
+    """The cluster with both nodes, and no job."""
     _cluster.whole()
+    until(lambda: not _cluster.live(), "an earlier test's job goes on")
     return _cluster
 
 

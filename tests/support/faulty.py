@@ -31,6 +31,7 @@ from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
 
 LEASE_S, HEARTBEAT_S = 4.0, 0.5
+SHORT = Epochs(2, 2, 2)
 Outcome = Mapping[str, tuple[StageKind, Mapping[str, str]]]
 """What each stage left: kind, and artifacts by name, by stage key."""
 
@@ -90,7 +91,7 @@ class Rig:
         self.started.append(process)
         return process
 
-    def accept(self, *, trials: int = 1, seed: int = 0) -> str:
+    def accept(self, *, trials: int = 1, seed: int = 0, epochs: Epochs = SHORT) -> str:
         """Puts a job on the ledger, as the API does; returns its id."""
         code = (self.ledger.catalogue() or {})["code"]
         plan = ingest_plan(str(self.archive), source_digest(self.archive), False, code)
@@ -101,7 +102,7 @@ class Rig:
             seed=seed,
             teacher="lcnet_050",
             teacher_size=48,
-            epochs=Epochs(2, 2, 2),
+            epochs=epochs,
             views=1,
             archs=("lcnet_035",),
             objectives=("macs",),
@@ -206,7 +207,7 @@ class Rig:
             patch.setattr(store, "_MOMENT_S", 0.0)  # nothing writes any more
             DiskHome(self.settings, self.ledger, store.DiskStore(self.settings.artifacts)).tidy()
         assert [path for path in self.home.rglob("*") if "tmp" in path.suffix or path.parent.name == "tmp"] == []
-        assert list(self.settings.work.iterdir()) == []
+        assert list(self.settings.work.glob("*")) == []
 
     def logs(self) -> str:
         """The end of each log, for a failure's message."""

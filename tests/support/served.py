@@ -36,7 +36,7 @@ CATALOGUE = {
         "tas": {"teacher": True, "assistant": True, "knobs": []},
         "supervised": {"teacher": False, "assistant": False, "knobs": []},
     },
-    "code": {"ingest": "1"},
+    "code": {},
     "weights": {"package": [], "hub": []},
 }
 SUMMARY: dict[str, Any] = {

@@ -60,6 +60,13 @@ class Place:
         assert self.ledger.commit(attempt.id, attempt.token, StageResult(files), seconds=1.0)
         return attempt.id
 
+    def begun(self, name: str) -> str:
+        """A stage that is at work; returns its key."""
+        begun = plan(name)
+        self.ledger.ensure_stage(begun)
+        assert self.ledger.open_attempt(begun.key, lease_s=9, threads=1)
+        return begun.key
+
     def dataset(self, digest: str) -> str:
         ingest = ingest_plan(str(self.settings.uploads / f"{digest}.zip"), digest, False, {})
         made = self.ledger.add_dataset("birds", ingest).id
@@ -100,6 +107,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     upgrade(url)
     return Place(tmp_path / "home", SqlLedger(url))
+
+
+CHECKPOINT = f"checkpoint-000001-{'0' * 64}.pt"
 
 
 def plan(name: str, *reads: StagePlan, kind: StageKind = StageKind.STUDENT) -> StagePlan:
@@ -213,12 +223,16 @@ def test_all_that_lies_beside(place: Place) -> None:
         place.file(settings.uploads / f"{'b' * 64}.zip"),
         place.file(settings.work / one.key / "checkpoint"),
         place.file(settings.cache / ("b" * 64) / "chain1" / "train.npy"),
+        place.file(settings.artifacts / "checkpoints" / one.key / CHECKPOINT),
+        place.file(settings.artifacts / "checkpoints" / kept.key / CHECKPOINT, age_s=60),
+        place.file(settings.artifacts / "checkpoints" / ("9" * 64) / CHECKPOINT),
         place.file(settings.cache / "bundles" / ("c" * 64), place.put(b"bundle").encode()),
         place.store.path(place.put(b"bundle")),
     ]
     stays = [
         logs[1],
         place.file(settings.logs / "engine.log"),
+        place.file(settings.artifacts / "checkpoints" / place.begun("begun") / CHECKPOINT),
         place.file(settings.uploads / f"{'a' * 64}.zip"),
         place.file(settings.uploads / f"{'f' * 64}.zip", age_s=60),
         place.file(settings.work / kept.key / "checkpoint"),
@@ -239,6 +253,7 @@ def test_all_that_lies_beside(place: Place) -> None:
         "stages": 1,
         "bundles": 1,
         "artifacts": 1,
+        "checkpoints": 3,
         "uploads": 1,
         "logs": 1,
         "work folders": 1,

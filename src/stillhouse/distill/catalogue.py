@@ -252,7 +252,8 @@ def _reads_grey(arch: str, size: Size, stem: str, costs: Mapping[str, int]) -> b
 
 
 def _digest(root: Path, paths: Iterable[Path], libraries: Iterable[str]) -> str:
-    digest = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in libraries).encode())
+    # Without what follows a plus: torch 2.14.1+cpu and +cu128 are built from the same sources.
+    digest = hashlib.sha256("".join(f"{name} {version(name).split('+')[0]}\n" for name in libraries).encode())
     for path in paths:
         text = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(text)}\n".encode() + text)

@@ -32,6 +32,9 @@ from stillhouse.search.errors import UnknownNameError
 
 T = TypeVar("T")
 
+CHECKPOINTS = "checkpoints"
+"""Folder of a training's checkpoints, in the stage's work folder."""
+
 BUILTIN = {"textures": textures.write}
 """Data sets that ship with the package: name -> function that writes an ImageFolder."""
 
@@ -222,7 +225,7 @@ def _trained(
         compile=spec.get("compile", False),
         until=spec.get("until"),
     )
-    checkpoints = room.work / "checkpoints"
+    checkpoints = room.work / CHECKPOINTS
     if "resume" in room.inputs:
         earlier = room.inputs["resume"]
         adopt_checkpoint(earlier.files["checkpoint"], earlier.metrics["checkpoint"], checkpoints)

@@ -146,7 +146,9 @@ def run_measure(
 
 def code_digests() -> dict[str, str]:
     """Digest by stage kind of the sources and libraries that decide its result."""
-    digest = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in ("torch", "onnx", "onnxruntime")).encode())
+    libraries = ("torch", "onnx", "onnxruntime")
+    # Without what follows a plus: torch 2.14.1+cpu and +cu128 are built from the same sources.
+    digest = hashlib.sha256("".join(f"{name} {version(name).split('+')[0]}\n" for name in libraries).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return dict.fromkeys(("export", "measure"), digest.hexdigest()[:16])

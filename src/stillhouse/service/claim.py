@@ -7,6 +7,7 @@ has nothing but the API's address and the attempt's token.
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ class Order:
         lease_s: Seconds that the attempt may go without a heartbeat.
         heartbeat_s: Seconds between two heartbeats.
         asker: Who asked for the stage first: for logs and traces.
+        checkpoint: Name of the newest checkpoint that an attempt on another machine has sent; None when there is none.
+        checkpoint_every_s: Seconds between two that are sent.
     """
 
     plan: StagePlan
@@ -48,6 +51,8 @@ class Order:
     lease_s: float
     heartbeat_s: float
     asker: Asker = NO_ONE
+    checkpoint: str | None = None
+    checkpoint_every_s: float = 60.0
 
     @property
     def readable(self) -> frozenset[str]:
@@ -73,6 +78,8 @@ class Order:
             "lease_s": self.lease_s,
             "heartbeat_s": self.heartbeat_s,
             "asker": asdict(self.asker),
+            "checkpoint": self.checkpoint,
+            "checkpoint_every_s": self.checkpoint_every_s,
         }
 
     @classmethod
@@ -80,8 +87,8 @@ class Order:
         """Reads what ``to_json`` wrote."""
         results = {role: StageResult.from_json(result) for role, result in data["results"].items()}
         plan = StagePlan.from_json(data["plan"])
-        asker = Asker(**data.get("asker", {}))
-        return cls(plan, results, data["threads"], data["lease_s"], data["heartbeat_s"], asker)
+        terms = {name: data[name] for name in ("threads", "lease_s", "heartbeat_s", "checkpoint", "checkpoint_every_s")}
+        return cls(plan, results, asker=Asker(**data["asker"]), **terms)
 
 
 class Claim(Protocol):
@@ -123,6 +130,17 @@ class Claim(Protocol):
 
     def give_back(self, reason: str, *, wait_s: float) -> None:
         """Ends the attempt for what is not its stage's doing: it is tried again after a while, and this is no try."""
+
+    def fetch_checkpoint(self, order: Order, folder: Path) -> None:
+        """Puts the checkpoint that the order names into a folder, unless that holds it or a newer one."""
+
+    def send_checkpoint(self, path: Path, stop: threading.Event) -> bool:
+        """Keeps a checkpoint where another machine finds it; False when it need not, or was told to stop before.
+
+        Raises:
+            FileNotFoundError: It is gone.
+            StillhouseError: It cannot be kept now; the next may.
+        """
 
     def put(self, path: Path) -> str:
         """Stores a file; returns its sha256."""
@@ -187,6 +205,13 @@ class LocalClaim(Claim):
     def give_back(self, reason: str, *, wait_s: float) -> None:
         """Ends the attempt for what is not its stage's doing."""
         self._ask(lambda: self._ledger.lose(self.attempt_id, max_attempts=None, wait_s=wait_s, reason=reason))
+
+    def fetch_checkpoint(self, order: Order, folder: Path) -> None:
+        """Does nothing: the folder persists from one attempt on this machine to the next."""
+
+    def send_checkpoint(self, path: Path, stop: threading.Event) -> bool:  # noqa: ARG002 - for the remote one
+        """Does nothing, for the same reason."""
+        return False
 
     def put(self, path: Path) -> str:
         """Stores a file."""

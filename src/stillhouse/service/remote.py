@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import httpx
 import structlog
@@ -29,6 +30,7 @@ from stillhouse.search.errors import (
     StillhouseError,
 )
 from stillhouse.search.ports import ArtifactStore
+from stillhouse.service.checkpoints import sha256_in, sorted_names
 from stillhouse.service.claim import Claim, Order, until_answered
 from stillhouse.service.digest import file_digest
 
@@ -37,6 +39,10 @@ _CHUNK_BYTES = 1 << 20
 _ERRORS: Mapping[int, type[StillhouseError]] = {404: NotFoundError, 409: LeaseLostError, 422: StageError}
 
 log = structlog.get_logger(__name__)
+
+
+class _StoppedError(Exception):
+    """What is being sent is not wanted any more."""
 
 
 class RemoteClaim(Claim):
@@ -119,6 +125,36 @@ class RemoteClaim(Claim):
         """Ends the attempt for what is not its stage's doing."""
         body = {"reason": reason, "wait_s": wait_s}
         self._call("giving the attempt back", lambda: self._post("/give-back", body))
+
+    def fetch_checkpoint(self, order: Order, folder: Path) -> None:
+        """Fetches it; one that is gone by now is done without, and the training begins with what is here."""
+        name = order.checkpoint
+        if name is None or any(held >= name for held in sorted_names(path.name for path in folder.glob("*.pt"))):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._fetched(f"/checkpoints/{name}", str(sha256_in(name))) as fresh:
+                fresh.replace(folder / name)
+        except NotFoundError as error:
+            log.warning("no checkpoint to go on from", why=str(error))
+            return
+        log.info("going on from the checkpoint of another machine", checkpoint=name)
+
+    def send_checkpoint(self, path: Path, stop: threading.Event) -> bool:
+        """Sends it, tried once: the next one follows soon."""
+
+        def pieces(handle: BinaryIO) -> Iterator[bytes]:
+            while piece := handle.read(_CHUNK_BYTES):
+                if stop.is_set():
+                    raise _StoppedError
+                yield piece
+
+        with path.open("rb") as handle:
+            try:
+                self._answer(self._http.put(f"{self._base}/checkpoints/{path.name}", content=pieces(handle)))
+            except _StoppedError:
+                return False
+        return True
 
     def put(self, path: Path) -> str:
         """Stores a file here and sends it."""

@@ -100,6 +100,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds between two heartbeats of a stage's process; must be less than a third of lease_s.",
     )
+    checkpoint_every_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="Seconds between two checkpoints that a stage on another machine sends here; should that machine "
+        "vanish, another goes on from the last. On this machine every epoch's checkpoint counts.",
+    )
     max_attempts: int = Field(
         default=5,
         ge=1,

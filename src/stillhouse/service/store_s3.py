@@ -37,10 +37,7 @@ class S3Store(ArtifactStore):
 
     def __init__(self, url: str, *, cache: Path, endpoint: str | None = None) -> None:
         self._url = url.rstrip("/")
-        more = {"endpoint": endpoint} if endpoint else {}
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        options = {"allow_http": True} if (endpoint or "").startswith("http://") else {}
-        self._bucket = Bucket.from_url(self._url, region=region, client_options=options, **more)  # type: ignore[arg-type]
+        self._bucket = open_bucket(self._url, endpoint)
         self._local, self._scratch = DiskStore(cache), cache / "tmp"
 
     def put(self, path: Path) -> str:
@@ -186,7 +183,20 @@ class S3Store(ArtifactStore):
             copy.unlink(missing_ok=True)
 
     def _failed(self, error: Exception) -> StillhouseError:
-        return StillhouseError(f"the store {self._url} failed: {str(error).strip().splitlines()[0][:500]}")
+        return bucket_failed(self._url, error)
+
+
+def open_bucket(url: str, endpoint: str | None) -> Bucket:
+    """A client of the bucket at ``s3://bucket/prefix``."""
+    more = {"endpoint": endpoint} if endpoint else {}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    options = {"allow_http": True} if (endpoint or "").startswith("http://") else {}
+    return Bucket.from_url(url, region=region, client_options=options, **more)  # type: ignore[arg-type]
+
+
+def bucket_failed(url: str, error: Exception) -> StillhouseError:
+    """The error of a bucket that does not answer, or refuses."""
+    return StillhouseError(f"the store {url} failed: {str(error).strip().splitlines()[0][:500]}")
 
 
 def _place(sha256: str) -> str:

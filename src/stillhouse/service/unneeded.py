@@ -24,6 +24,7 @@ from stillhouse.service.db.unused import Forgets, StageLine, unused
 from stillhouse.service.resumable import Uploads
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import CLAIM, claimed, is_sha256, owner_of, remove_older
+from stillhouse.service.stores import open_checkpoints
 
 GRACE_S = 3600.0
 """A file that was put or written less than so long ago is never removed: the row that names it may be on its way."""
@@ -83,6 +84,7 @@ class Collector:
         self, settings: Settings, ledger: Forgets, store: ArtifactStore, clock: Callable[[], float] = time.time
     ) -> None:
         self._settings, self._ledger, self._store, self._clock = settings, ledger, store, clock
+        self._checkpointed = open_checkpoints(settings)
 
     def run(self, *, older_than_s: float, dry_run: bool = False, claim: bool = False) -> Iterator[Removed]:
         """Removes it piece by piece, so that the caller may pause between two; each piece is short.
@@ -103,6 +105,7 @@ class Collector:
         sweep = _Sweep(min(before, now - GRACE_S), dry_run)
         stages, gone = yield from self._stages(before, dry_run)
         yield from self._artifacts(stages, sweep)
+        yield from self._checkpoints(dry_run)
         holders = self._ledger.holders()
         zips = (path for path in _listed(self._settings.uploads, "*.zip") if path.stem not in holders.sources)
         yield from sweep.files("uploads", zips)
@@ -186,6 +189,18 @@ class Collector:
                 size = due[sha256].size if sweep.dry_run else self._store.remove(sha256, before=sweep.old)
                 yield Removed("artifacts", int(sweep.dry_run or size > 0), size)
             yield Removed("artifacts")
+
+    def _checkpoints(self, dry_run: bool) -> Iterator[Removed]:
+        """Removes those of stages that have ended, or that are not there: nobody goes on from them."""
+        for part in _parts(list(self._checkpointed.stages()), _NAMES):
+            stages = self._ledger.stages(part)
+            for key in part:
+                if key not in stages or stages[key].state in ("done", "failed"):
+                    size = self._checkpointed.size(key)
+                    if not dry_run:
+                        self._checkpointed.drop(key)
+                    yield Removed("checkpoints", 1, size)
+            yield Removed("checkpoints")
 
     def _logs(self, sweep: _Sweep, would_go: Collection[str]) -> Iterator[Removed]:
         """Removes the logs of attempts that the ledger does not know, or that would go."""

@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import json
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ from stillhouse.search.errors import DatasetError, LeaseLostError, StillhouseErr
 from stillhouse.search.failpoints import passing
 from stillhouse.service import logs, tracing
 from stillhouse.service.claim import Claim, LocalClaim, Order
+from stillhouse.service.courier import Courier
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.home import disk_full
 from stillhouse.service.own_networks import own_networks
@@ -46,6 +48,8 @@ from stillhouse.service.stores import open_store
 
 FULL_PAUSE_S = 10.0
 """Seconds that a stage waits which met a full disk."""
+FOREIGN_PAUSE_S = 60.0
+"""Seconds that a stage waits which met a machine with other code."""
 CALIBRATION, COMPARED = 128, 256
 """Training pictures that int8 is calibrated on, and validation pictures that a lower precision is compared on."""
 
@@ -227,9 +231,26 @@ def run_remote(attempt_id: str, url: str, token: str, settings: Settings) -> Non
     try:
         with RemoteClaim(url, attempt_id, token, store=store, uploads=uploads, patience_s=settings.lease_s) as claim:
             order = claim.order()
-            _work(claim, order, settings, order.threads)
+            foreign = _foreign(order.plan)
+            if foreign:
+                log.error("this machine cannot do it", attempt=attempt_id, why=foreign)
+                claim.give_back(foreign, wait_s=FOREIGN_PAUSE_S)
+            else:
+                _work(claim, order, settings, order.threads)
     finally:
         tracing.close()
+
+
+def _foreign(plan: StagePlan) -> str | None:
+    """Why this machine's code must not do a stage: it is not the code in the stage's key. None when it is."""
+    own = _code().get(str(plan.kind), "")
+    if plan.code in ("", own):
+        return None
+    return (
+        f"the worker {socket.gethostname()} runs other code than the controller ({plan.kind} {own}, not {plan.code}); "
+        "install the same versions of stillhouse, torch, timm, onnx and onnxruntime there, or restart the controller "
+        "if it is the older one"
+    )
 
 
 def _work(claim: Claim, order: Order, settings: Settings, threads: int) -> None:
@@ -262,7 +283,10 @@ def _attempt(lease: Lease, order: Order, empty: Bench, started: float) -> str:
     try:
         with _only_worker(empty.work):
             bench = dataclasses.replace(empty, plan=claim.fetch_source(order), inputs=_inputs(order, claim))
-            files, metrics = bench.run()
+            checkpoints = empty.work / distill_stage.CHECKPOINTS
+            claim.fetch_checkpoint(order, checkpoints)
+            with Courier(claim, order, checkpoints):
+                files, metrics = bench.run()
             lease.report({})
             result = StageResult({name: claim.put(path) for name, path in files.items()}, metrics)
             passing("commit.before")
@@ -334,15 +358,19 @@ def catalogue(home: Path | None = None) -> dict[str, Json]:
         }
         for name, method in registry().items()
     }
-    code = {**distill_catalogue.code_digests(), **export_stage.code_digests()}
     return {
         **static,
         "archs": archs,
         "tasks": sorted(tasks.registry()),
         "methods": methods,
-        "code": code,
+        "code": _code(),
         "weights": zoo.weights_offered(),
     }
+
+
+def _code() -> dict[str, str]:
+    """Digest by stage kind of the code that does it."""
+    return {**distill_catalogue.code_digests(), **export_stage.code_digests()}
 
 
 if __name__ == "__main__":

@@ -11,24 +11,28 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi import Path as ApiPath
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from stillhouse.search.domain import Json, StageResult
-from stillhouse.search.errors import CorruptArtifactError, NotFoundError, StageError, UserError
+from stillhouse.search.errors import CorruptArtifactError, NotFoundError, StageError, StillhouseError, UserError
 from stillhouse.search.job import AttemptRecord
-from stillhouse.service.api.context import Ctx
+from stillhouse.service.api.context import Context, Ctx
+from stillhouse.service.checkpoints import sha256_in
 from stillhouse.service.claim import Order, order_of
 from stillhouse.service.problems import documented
 from stillhouse.service.schemas import STRICT
 
+log = structlog.get_logger(__name__)
 router = APIRouter(tags=["attempts"], prefix="/attempts/{attempt_id}")
 REFUSED = documented(401, 404, 409)
 FILE = {200: {"content": {"application/octet-stream": {}}, "description": "The file."}, **REFUSED}
@@ -94,9 +98,10 @@ Ordered = Annotated[Order, Depends(ordered)]
 
 
 @router.get("", responses=REFUSED)
-def get_order(order: Ordered) -> dict[str, Json]:
-    """The attempt's plan, the results that it reads, and the terms of its lease."""
-    return order.to_json()
+def get_order(order: Ordered, attempt: Holder, ctx: Ctx) -> dict[str, Json]:
+    """The attempt's plan, the results that it reads, the terms of its lease, and a checkpoint to go on from."""
+    kept = ctx.checkpoints.newest(attempt.stage_key)
+    return replace(order, checkpoint=kept, checkpoint_every_s=ctx.settings.checkpoint_every_s).to_json()
 
 
 @router.get("/source", response_class=FileResponse, responses={**FILE, **documented(422)})
@@ -138,6 +143,30 @@ async def put_artifact(sha256: str, request: Request, ctx: Ctx) -> Response:
     return Response(status_code=204)
 
 
+@router.get("/checkpoints/{name}", response_class=StreamingResponse, responses=FILE)
+def get_checkpoint(name: str, attempt: Holder, ctx: Ctx) -> StreamingResponse:
+    """The checkpoint that the order names."""
+    return StreamingResponse(ctx.checkpoints.read(attempt.stage_key, name), media_type="application/octet-stream")
+
+
+@router.put("/checkpoints/{name}", status_code=204, responses={**REFUSED, **documented(413, 422)})
+async def put_checkpoint(
+    name: Annotated[str, ApiPath(description="checkpoint-EPOCH-SHA256.pt, of six and of 64 digits.")],
+    attempt: Holder,
+    request: Request,
+    ctx: Ctx,
+) -> Response:
+    """Keeps the stage's newest checkpoint for an attempt on another machine; the older one goes."""
+    expected = sha256_in(name)
+    if expected is None:
+        raise UserError(f"a checkpoint must be named checkpoint-EPOCH-SHA256.pt, but got {name[:100]!r}")
+    async with _received(request, ctx.settings.uploads) as (path, found):
+        if found != expected:
+            raise UserError(f"the body must hash to {expected!r}, but hashes to {found}; send it again")
+        await run_in_threadpool(ctx.checkpoints.keep, attempt.stage_key, name, path)
+    return Response(status_code=204)
+
+
 @router.post("/renew", status_code=204, responses=REFUSED)
 def renew(body: Heartbeat, attempt: Holder, ctx: Ctx) -> Response:
     """Heartbeat with the latest progress."""
@@ -156,13 +185,16 @@ def commit(body: Commit, attempt: Holder, ctx: Ctx) -> Response:
         held = ctx.ledger.commit(attempt.id, attempt.token, result, seconds=body.seconds)
     except StageError as error:
         raise UserError(str(error)) from error
+    _drop_checkpoint(held, attempt, ctx)
     return _ended(held, attempt)
 
 
 @router.post("/fail", status_code=204, responses=REFUSED)
 def fail(body: Failure, attempt: Holder, ctx: Ctx) -> Response:
     """Ends the stage for a fault that a retry will not cure."""
-    return _ended(ctx.ledger.fail(attempt.id, attempt.token, body.reason, faults=body.faults), attempt)
+    held = ctx.ledger.fail(attempt.id, attempt.token, body.reason, faults=body.faults)
+    _drop_checkpoint(held, attempt, ctx)
+    return _ended(held, attempt)
 
 
 @router.post("/give-back", status_code=204, responses={**REFUSED, **documented(422)})
@@ -170,6 +202,15 @@ def give_back(body: GivenBack, attempt: Holder, ctx: Ctx) -> Response:
     """Ends the attempt for what is not its stage's doing (a full disk): it is tried again later, and this is no try."""
     held = ctx.ledger.lose(attempt.id, max_attempts=None, wait_s=body.wait_s, reason=body.reason)
     return _ended(held, attempt)
+
+
+def _drop_checkpoint(held: bool, attempt: AttemptRecord, ctx: Context) -> None:
+    """Nobody goes on from a stage that has ended. What cannot be removed now goes when what is unneeded does."""
+    if held:
+        try:
+            ctx.checkpoints.drop(attempt.stage_key)
+        except (OSError, StillhouseError) as error:
+            log.warning("a checkpoint was not removed", stage=attempt.stage_key, why=str(error))
 
 
 def _ended(held: bool, attempt: AttemptRecord) -> Response:

@@ -19,15 +19,17 @@ from stillhouse.search.ports import ArtifactStore
 from stillhouse.service.accounts import Caller
 from stillhouse.service.api.kept import Kept, dumped
 from stillhouse.service.api.pulse import Pulse
+from stillhouse.service.checkpoints import Checkpoints
 from stillhouse.service.db.lists import Lists
 from stillhouse.service.db.tenant import TenantLedger
 from stillhouse.service.resumable import Uploads
 from stillhouse.service.settings import Settings
+from stillhouse.service.stores import open_checkpoints
 
 
 @dataclass(frozen=True)
 class Context:
-    """The ledger as the caller may see it, the store and the settings; answers kept, and what jobs still need."""
+    """The ledger as the caller may see it, stores and settings; answers kept, and what jobs still need."""
 
     ledger: Lists
     store: ArtifactStore
@@ -35,12 +37,14 @@ class Context:
     kept: Kept
     forecast: Forecast
     pulse: Pulse
+    checkpoints: Checkpoints
     owner: Owner = NOBODY
 
     @classmethod
     def whole(cls, ledger: Lists, store: ArtifactStore, settings: Settings) -> Context:
         """The application's own, which sees all tenants."""
-        return cls(ledger, store, settings, Kept(), Forecast(ledger), Pulse(ledger))
+        checkpoints = open_checkpoints(settings)
+        return cls(ledger, store, settings, Kept(), Forecast(ledger), Pulse(ledger), checkpoints)
 
     def seen_by(self, caller: Caller) -> Context:
         """What a caller may see, and make within the quotas of their key."""
