@@ -114,6 +114,23 @@ def test_a_latency_that_int8_alone_meets_is_met() -> None:
     assert "max_latency_ms >= 4" in reason, "what the quickest file needs"
 
 
+def test_a_file_that_might_have_met_the_budget_and_cannot_be_made_is_named() -> None:
+    def do(plan: StagePlan) -> StageResult:
+        if plan.kind is StageKind.EXPORT and plan.spec.get("precision") == "int8":
+            raise ValueError("no such operator")
+        return usual(plan)
+
+    usual = work()
+    ledger, job, _, controller = setup(do, trials=1, **ALL, budget=Budget(max_latency_ms=5.0))
+    assert drive(controller, ledger, job.id) == "failed"
+    reasons = [trial.reason or "" for trial in ledger.trials(job.id)]
+    assert reasons
+    assert all(
+        "beyond max_latency_ms (x2.00); int8, which might have met it, could not" in reason for reason in reasons
+    )
+    assert all("no such operator" in reason for reason in reasons)
+
+
 def test_a_slow_file_is_not_converted_to_cost_it_when_fp32_fits() -> None:
     ledger, job, engine, controller = setup(work(), trials=1, **ALL, budget=Budget(max_latency_ms=12.0))
     assert drive(controller, ledger, job.id) == "done"

@@ -279,12 +279,14 @@ class JobStep:
             self._train(trial, trial.cost)
             return
         costs: list[Cost] = []
+        missing = ""
         for precision, plans in self._plans(trial).items():
             stages = self._want(plans, trial.number)
-            if failed_stage(stages) is not None:
+            if (failed := failed_stage(stages)) is not None:
                 if precision == PRECISIONS[0]:
                     self._fail_trial(trial, stages)
                     return
+                missing += f"; {precision}, which might have met it, could not be made: {failed.reason}"
                 continue
             if stages[-1].result is None:
                 return
@@ -292,7 +294,7 @@ class JobStep:
             if not self._spec.budget.excess(costs[-1]):
                 self._train(trial, costs[-1])
                 return
-        self._rule_out(trial, min(costs, key=lambda cost: max(self._spec.budget.excess(cost).values())))
+        self._rule_out(trial, min(costs, key=lambda cost: max(self._spec.budget.excess(cost).values())), missing)
 
     def _finished(self, trial: TrialRecord) -> bool:
         """True when what it trains for has a result."""
@@ -317,9 +319,9 @@ class JobStep:
         """The epochs that it is on the way to."""
         return next(level for level in self._desk.planner.levels if level > (trial.epochs or 0))
 
-    def _rule_out(self, trial: TrialRecord, cost: Cost) -> None:
+    def _rule_out(self, trial: TrialRecord, cost: Cost, missing: str = "") -> None:
         excess = self._spec.budget.excess(cost)
-        reason = "beyond " + ", ".join(f"{name} (x{ratio:.2f})" for name, ratio in sorted(excess.items()))
+        reason = "beyond " + ", ".join(f"{name} (x{ratio:.2f})" for name, ratio in sorted(excess.items())) + missing
         self._ledger.move_trial(self._job.id, trial.number, expect="costing", to="infeasible", cost=cost, reason=reason)
 
     def _train(self, trial: TrialRecord, cost: Cost) -> None:

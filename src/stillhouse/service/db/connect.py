@@ -23,6 +23,19 @@ from stillhouse.search.errors import UserError
 BUSY_TIMEOUT_S = 10.0
 """How long a SQLite connection waits for another process's write lock."""
 
+IDLE_S, PROBE_S, PROBES = 10, 5, 3
+SILENT_S = IDLE_S + PROBE_S * PROBES
+"""After so long without a sign of life a connection to PostgreSQL is taken for broken."""
+_PATIENCE = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": IDLE_S,
+    "keepalives_interval": PROBE_S,
+    "keepalives_count": PROBES,
+    "tcp_user_timeout": SILENT_S * 1000,
+}
+"""libpq's options, which by themselves would wait for a quarter of an hour for a machine that has vanished."""
+
 WRITE = {"stillhouse_write": True}
 """Execution options of an engine or connection whose transactions write."""
 
@@ -52,6 +65,11 @@ def database_url(text: str) -> URL:
     return url.set(drivername="sqlite+pysqlite")
 
 
+def patience(url: URL, **more: str | int) -> dict[str, str | int]:
+    """Arguments, and more, of a connection to PostgreSQL that notices a cut network; what the URL says goes before."""
+    return {name: value for name, value in {**_PATIENCE, **more}.items() if name not in url.query}
+
+
 def connect(text: str, *, foreign_keys: bool = True) -> Engine:
     """Makes an engine; opens no connection yet. The folder of a SQLite file is made.
 
@@ -64,7 +82,7 @@ def connect(text: str, *, foreign_keys: bool = True) -> Engine:
     """
     url = database_url(text)
     if url.get_backend_name() == "postgresql":
-        return create_engine(url, pool_pre_ping=True)
+        return create_engine(url, pool_pre_ping=True, connect_args=patience(url))
     Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 

@@ -1,7 +1,7 @@
 """One controller works on one database, whichever home it has: two would declare each other's attempts lost.
 
 PostgreSQL: an advisory lock of a session, which the server keeps per database. The session is a connection of its own,
-and the lock ends with it, however that ends: at once when the process dies, after ``_SILENT_S`` when its machine or the
+and the lock ends with it, however that ends: at once when the process dies, after ``SILENT_S`` when its machine or the
 network does. So one who was cut off must look before each step whether the lock is still his.
 
 SQLite: a lock on a file beside the database's. The kernel frees it when the process ends, and not before.
@@ -20,29 +20,12 @@ from sqlalchemy.exc import DBAPIError
 
 from stillhouse.search.errors import ConflictError
 from stillhouse.search.ports import Sole
-from stillhouse.service.db.connect import database_url
+from stillhouse.service.db.connect import IDLE_S, PROBE_S, PROBES, database_url, patience
 from stillhouse.service.db.sessions import away
 
 KEY = int.from_bytes(sha256(b"stillhouse controller").digest()[:8], "big", signed=True)
 """The advisory lock: any number of 64 bits that no other user of the database locks by."""
-_IDLE_S, _PROBE_S, _PROBES = 10, 5, 3
-_SILENT_S = _IDLE_S + _PROBE_S * _PROBES
-"""After so long without a sign of life each end takes the connection for broken."""
-_OURS = {
-    "application_name": "stillhouse controller",
-    "connect_timeout": 10,
-    "keepalives": 1,
-    "keepalives_idle": _IDLE_S,
-    "keepalives_interval": _PROBE_S,
-    "keepalives_count": _PROBES,
-    "tcp_user_timeout": _SILENT_S * 1000,
-}
-"""Our end of the connection; what the database's URL says goes before it."""
-_THEIRS = {
-    "tcp_keepalives_idle": _IDLE_S,
-    "tcp_keepalives_interval": _PROBE_S,
-    "tcp_keepalives_count": _PROBES,
-}
+_THEIRS = {"tcp_keepalives_idle": IDLE_S, "tcp_keepalives_interval": PROBE_S, "tcp_keepalives_count": PROBES}
 """The server's end: by its own settings it would hold the lock of a machine that is gone for two hours."""
 
 
@@ -93,7 +76,7 @@ class SessionLock(Sole):
     """
 
     def __init__(self, url: URL) -> None:
-        options = {name: value for name, value in _OURS.items() if name not in url.query}
+        options = patience(url, application_name="stillhouse controller")
         self._engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=options)
         self._connection: Connection | None = None
         self._mine = False
