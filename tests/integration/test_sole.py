@@ -55,7 +55,8 @@ def platform(folder: Path, url: str) -> Platform:
 def test_a_second_controller_is_refused_whatever_its_home(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wiring, "worker_catalogue", lambda _: CATALOGUE)
+    """And it publishes nothing: its code may be another, and the one at work plans by what is published."""
+    monkeypatch.setattr(wiring, "worker_catalogue", lambda settings: {**CATALOGUE, "by": settings.home.name})
     one, two = (platform(tmp_path / name, url) for name in ("one", "two"))
     told = r"already works on .*; stop it, use its API, or set STILLHOUSE_DATABASE_URL to another"
     with one.controller() as controller:
@@ -63,6 +64,7 @@ def test_a_second_controller_is_refused_whatever_its_home(
         with pytest.raises(ConflictError, match=told):
             two.controller().__enter__()
         assert controller.step(), "the refused one has taken nothing from it"
+        assert (one.ledger.catalogue() or {})["by"] == "one"
     with two.controller() as controller:
         assert controller.step()
     for each in (one, two):

@@ -84,16 +84,16 @@ class Platform:
         Raises:
             ConflictError: Another controller works on this home or this database.
         """
-        ledger, home = self.ledger, self.settings.home
+        tables, home = self._tables, self.settings.home
         refused = f"another Stillhouse already works on {home}; stop it, use its API, or set STILLHOUSE_HOME to another"
         with (
             file_lock(home / "controller.lock", refused),
             only_controller(self.settings.database_url) as sole,
             closing(make_engine(self.settings)) as engine,
-            closing(DiskHome(self.settings, ledger, DiskStore(self.settings.artifacts), self.collector)) as disk,
+            closing(DiskHome(self.settings, tables, DiskStore(self.settings.artifacts), self.collector)) as disk,
         ):
             yield Controller(
-                ledger,
+                self.ledger,  # only now: one that is refused publishes nothing
                 engine,
                 lease_s=self.settings.lease_s,
                 max_attempts=self.settings.max_attempts,
