@@ -4,14 +4,15 @@ import errno
 import fcntl
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 
 from stillhouse.search.domain import StageKind, StagePlan, StageResult
-from stillhouse.search.errors import StageError
+from stillhouse.search.errors import StageError, StillhouseError
 from stillhouse.service.db.memory import MemoryLedger
-from stillhouse.service.home import DiskHome, disk_full, lack_of_room
+from stillhouse.service.home import DiskHome, disk_full, kept_tidy, lack_of_room
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 
@@ -80,3 +81,29 @@ def raised(error: Exception, cause: Exception | None = None) -> Exception:
 )
 def test_errors_of_a_full_disk(error: Exception, full: bool) -> None:
     assert disk_full(error) == full
+
+
+def test_a_home_without_a_controller_is_kept_tidy(caplog: pytest.LogCaptureFixture) -> None:
+    class Kept:
+        calls = 0
+        closed = False
+
+        def tidy(self) -> None:
+            self.calls += 1
+            if self.calls == 1:
+                raise StillhouseError("the database is away")
+            if self.calls == 2:
+                raise KeyError("a fault of ours")
+
+        def close(self) -> None:
+            self.closed = True
+
+    kept, deadline = Kept(), time.monotonic() + 10
+    with kept_tidy(kept, every_s=0.01):  # type: ignore[arg-type]
+        while kept.calls < 4 and time.monotonic() < deadline:
+            time.sleep(0.005)
+    calls = kept.calls
+    time.sleep(0.05)
+    assert (calls >= 4, kept.calls, kept.closed) == (True, calls, True)
+    assert "the database is away" in caplog.text
+    assert "a fault of ours" in caplog.text

@@ -37,6 +37,7 @@ from stillhouse.service.cli_keys import commands as key_commands
 from stillhouse.service.cli_options import SEARCH, TRAINING
 from stillhouse.service.cli_tidy import command as tidy_command
 from stillhouse.service.demo import demo_request, print_comparison
+from stillhouse.service.home import kept_tidy
 from stillhouse.service.progress import Watcher
 from stillhouse.service.report import by_accuracy, front_table, left_out, model_file_name
 from stillhouse.service.run import Outcome, run_job
@@ -201,7 +202,9 @@ def up() -> None:
 def serve() -> None:
     """Serve the API and the pages only; a controller must run elsewhere on the same database."""
     with _service("api"):
-        _serve(Platform(Settings.load()))
+        platform = Platform(Settings.load())
+        with kept_tidy(platform.home):  # the controller may have a home of its own
+            _serve(platform)
 
 
 @app.command()

@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from stillhouse.search.errors import StillhouseError
@@ -103,6 +104,31 @@ class DiskHome(Home):
             log.exception("what is no longer needed could not all be removed")
         if found:
             log.info("removed what is no longer needed: %s", found)
+
+
+@contextmanager
+def kept_tidy(home: DiskHome, *, every_s: float = 60.0) -> Iterator[None]:
+    """The home is tidied in the background: where no controller works in it, nobody else does."""
+    stop = threading.Event()
+
+    def tidy() -> None:
+        while not stop.is_set():
+            try:
+                home.tidy()
+            except (OSError, StillhouseError) as error:
+                log.warning("the home could not be tidied; trying again in %g s: %s", every_s, error)
+            except Exception:
+                log.exception("the home could not be tidied; trying again in %g s", every_s)
+            stop.wait(every_s)
+
+    thread = threading.Thread(target=tidy, name="tidy", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        home.close()
+        thread.join(CLOSE_S)
 
 
 def lack_of_room(settings: Settings) -> str | None:

@@ -77,6 +77,11 @@ class Platform:
         """Removes what nobody needs any more; opening it asks no worker for its catalogue."""
         return Collector(self.settings, self._tables, self.store)
 
+    @property
+    def home(self) -> DiskHome:
+        """The disk under the home folder; close it when done."""
+        return DiskHome(self.settings, self._tables, DiskStore(self.settings.artifacts), self.collector)
+
     @contextmanager
     def controller(self) -> Iterator[Controller]:
         """A controller with its engine; the engine's processes end with it.
@@ -84,20 +89,20 @@ class Platform:
         Raises:
             ConflictError: Another controller works on this home or this database.
         """
-        tables, home = self._tables, self.settings.home
-        refused = f"another Stillhouse already works on {home}; stop it, use its API, or set STILLHOUSE_HOME to another"
+        folder = self.settings.home
+        refused = f"another Stillhouse already works on {folder}; stop it, use its API, or set another STILLHOUSE_HOME"
         with (
-            file_lock(home / "controller.lock", refused),
+            closing(self.home) as home,
+            file_lock(folder / "controller.lock", refused),
             only_controller(self.settings.database_url) as sole,
             closing(make_engine(self.settings)) as engine,
-            closing(DiskHome(self.settings, tables, DiskStore(self.settings.artifacts), self.collector)) as disk,
         ):
             yield Controller(
                 self.ledger,  # only now: one that is refused publishes nothing
                 engine,
                 lease_s=self.settings.lease_s,
                 max_attempts=self.settings.max_attempts,
-                home=disk,
+                home=home,
                 observer=Telemetry(),
                 sole=sole,
             )
