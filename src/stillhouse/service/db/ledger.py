@@ -22,6 +22,7 @@ from stillhouse.service.db.accounts import SqlAccounts
 from stillhouse.service.db.lists import Lists
 from stillhouse.service.db.records import (
     JOB_ENDS,
+    TRIAL_TEXTS,
     as_json,
     as_text_or_none,
     body_hash,
@@ -33,6 +34,7 @@ from stillhouse.service.db.records import (
     not_found,
     reused_key,
     trial_event,
+    trial_from_texts,
     trial_record,
 )
 from stillhouse.service.db.sessions import Sessions, insert_new, lock_key, rows_changed
@@ -135,9 +137,9 @@ class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
 
     def trials(self, job_id: str) -> list[TrialRecord]:
         """Those of a job, in order of number."""
-        query = select(TrialRow).where(TrialRow.job_id == job_id).order_by(TrialRow.number)
+        query = TRIAL_TEXTS.where(TrialRow.job_id == job_id).order_by(TrialRow.number)
         with self._sessions.read() as session:
-            return [trial_record(row) for row in session.scalars(query)]
+            return [trial_from_texts(row) for row in session.execute(query)]
 
     def add_trial(self, job_id: str, number: int, candidate: Candidate, cost: Cost) -> bool:
         """Stores a trial in state costing; False when that number exists."""

@@ -6,6 +6,10 @@ import json
 import math
 import secrets
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Text, cast, select
 
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json, StagePlan, StageResult, content_key
 from stillhouse.search.errors import NotFoundError, StageError
@@ -21,6 +25,8 @@ from stillhouse.search.job import (
 from stillhouse.search.wanted import Asker
 from stillhouse.service.db.tables import AttemptRow, DatasetRow, DeploymentRow, EventRow, JobRow, StageRow, TrialRow
 
+_TEXTS = 16_384
+"""Texts of each kind that are kept parsed."""
 JOB_ENDS = ("done", "failed", "cancelled")
 
 
@@ -148,6 +154,43 @@ def trial_record(row: TrialRow) -> TrialRecord:
         reason=row.reason,
         epochs=row.epochs,
     )
+
+
+TRIAL_TEXTS = select(
+    TrialRow.job_id,
+    TrialRow.number,
+    TrialRow.state,
+    TrialRow.accuracy,
+    TrialRow.epochs,
+    TrialRow.reason,
+    cast(TrialRow.candidate, Text).label("candidate"),
+    cast(TrialRow.cost, Text).label("cost"),
+    cast(TrialRow.stages, Text).label("stages"),
+)
+"""What ``trial_from_texts`` reads. A search reads all of its trials in each step, and next to none has changed."""
+
+
+def trial_from_texts(row: Any) -> TrialRecord:
+    """From a row of ``TRIAL_TEXTS``; texts that were read before are not parsed again."""
+    candidate, cost, stages = _candidate(row.candidate), _cost(row.cost), _keys(row.stages)
+    return TrialRecord(
+        row.job_id, row.number, candidate, row.state, cost, stages, row.accuracy, row.reason, epochs=row.epochs
+    )
+
+
+@lru_cache(maxsize=_TEXTS)
+def _candidate(text: str) -> Candidate:
+    return Candidate.from_json(json.loads(text))
+
+
+@lru_cache(maxsize=_TEXTS)
+def _cost(text: str) -> Cost:
+    return Cost.from_json(json.loads(text))
+
+
+@lru_cache(maxsize=_TEXTS)
+def _keys(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
 
 
 def stage_record(row: StageRow, progress: Mapping[str, Json] | None = None) -> StageRecord:
