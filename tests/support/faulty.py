@@ -49,6 +49,24 @@ def draw(root: Path) -> Path:
     return Path(shutil.make_archive(str(root / "pictures"), "zip", root / "pictures"))
 
 
+def small_job(dataset: str, trials: int, seed: int, epochs: Epochs) -> JobSpec:
+    """A job whose stages take a second or so each."""
+    return JobSpec(
+        dataset=dataset,
+        budget=Budget(max_macs=60_000_000, max_image_size=32),
+        trials=trials,
+        seed=seed,
+        teacher="lcnet_050",
+        teacher_size=48,
+        epochs=epochs,
+        views=1,
+        archs=("lcnet_035",),
+        objectives=("macs",),
+        qualities=(),
+        precisions=("fp32",),
+    )
+
+
 @dataclass
 class Rig:
     """One home, its ledger, and the processes that work on it."""
@@ -95,21 +113,7 @@ class Rig:
         """Puts a job on the ledger, as the API does; returns its id."""
         code = (self.ledger.catalogue() or {})["code"]
         plan = ingest_plan(str(self.archive), source_digest(self.archive), False, code)
-        spec = JobSpec(
-            dataset=self.ledger.add_dataset("pictures", plan).id,
-            budget=Budget(max_macs=60_000_000, max_image_size=32),
-            trials=trials,
-            seed=seed,
-            teacher="lcnet_050",
-            teacher_size=48,
-            epochs=epochs,
-            views=1,
-            archs=("lcnet_035",),
-            objectives=("macs",),
-            qualities=(),
-            precisions=("fp32",),
-        )
-        return self.ledger.add_job(spec).id
+        return self.ledger.add_job(small_job(self.ledger.add_dataset("pictures", plan).id, trials, seed, epochs)).id
 
     def until(self, holds: Callable[[], object], what: str, seconds: float = 150) -> None:
         """Waits until something holds."""
