@@ -26,7 +26,8 @@ from stillhouse.search.plan import ingest_plan
 from stillhouse.service import store
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.digest import source_digest
-from stillhouse.service.home import DiskHome, lack_of_room
+from stillhouse.service.home import DiskHome
+from stillhouse.service.room import lack_of_room
 from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
 

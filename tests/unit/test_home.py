@@ -12,7 +12,8 @@ import pytest
 from stillhouse.search.domain import StageKind, StagePlan, StageResult
 from stillhouse.search.errors import StageError, StillhouseError
 from stillhouse.service.db.memory import MemoryLedger
-from stillhouse.service.home import DiskHome, disk_full, kept_tidy, lack_of_room
+from stillhouse.service.home import DiskHome, kept_tidy
+from stillhouse.service.room import disk_full, lack_of_room
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 

@@ -28,7 +28,7 @@ from stillhouse.service.api.context import Context
 from stillhouse.service.buckets import Buckets
 from stillhouse.service.gate import Gate
 from stillhouse.service.guard import Guard
-from stillhouse.service.limits import BodyLimit
+from stillhouse.service.limits import BodyLimit, Room
 from stillhouse.service.metrics import RequestMetrics
 from stillhouse.service.openapi import describe
 from stillhouse.service.problems import add_handlers
@@ -71,6 +71,7 @@ def create_app(ledger: ServiceLedger, store: ArtifactStore, settings: Settings) 
     pages.mount(app)
     add_handlers(app)
     describe(app)
+    app.add_middleware(Room)
     app.add_middleware(BodyLimit, most_bytes=settings.max_upload_bytes)
     app.add_middleware(
         Gate,

@@ -1,4 +1,4 @@
-"""The disk under the home folder: whether it has room, what dead processes have left on it, what nobody needs any more.
+"""The disk under the home folder: what dead processes have left on it, what nobody needs any more.
 
 Whatever is written here gets its name last (a temporary name, a sync, a rename), so what a killed process leaves behind
 is a temporary file that nobody reads, or the work folder of a stage that is done.
@@ -6,7 +6,6 @@ is a temporary file that nobody reads, or the work folder of a stage that is don
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from stillhouse.search.errors import StillhouseError
 from stillhouse.search.ports import Home, Ledger
+from stillhouse.service.room import lack_of_room
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 from stillhouse.service.unneeded import Collector, Sum
@@ -31,9 +31,6 @@ PAUSE_S = 0.01
 CLOSE_S = 2.0
 """How long is waited for the piece that it is at, when the home is closed."""
 log = logging.getLogger(__name__)
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_FULL_WORDS = ("no space left on device", "quota exceeded", "disk is full")
 
 
 class DiskHome(Home):
@@ -129,34 +126,6 @@ def kept_tidy(home: DiskHome, *, every_s: float = 60.0) -> Iterator[None]:
         stop.set()
         home.close()
         thread.join(CLOSE_S)
-
-
-def lack_of_room(settings: Settings) -> str | None:
-    """Why nothing may be started in this home now; None when there is room."""
-    if not settings.home.is_dir():  # nothing was begun here yet
-        return None
-    free = shutil.disk_usage(settings.home).free
-    if free >= settings.least_free_bytes:
-        return None
-    return (
-        f"the disk of {settings.home} has {free / 2**20:.0f} MiB left, and at least "
-        f"{settings.least_free_bytes / 2**20:.0f} MiB must be free (STILLHOUSE_LEAST_FREE_BYTES); make room, and what "
-        "waits goes on by itself"
-    )
-
-
-def disk_full(error: BaseException) -> bool:
-    """True for an error that comes of a full disk or a used-up quota, however it was wrapped."""
-    cause: BaseException | None = error
-    seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if isinstance(cause, OSError) and cause.errno in _FULL:
-            return True
-        if any(words in str(cause).lower() for words in _FULL_WORDS):  # libraries in Rust and C++ tell it in words only
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
 
 
 def _listed(folder: Path) -> Iterator[Path]:

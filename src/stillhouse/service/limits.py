@@ -1,11 +1,15 @@
-"""A cap on the bytes of a request's body, counted as they come: a length that is not declared cannot get around it."""
+"""Limits that a request may meet within its route: the bytes of its body, and the room on the server's disk.
+
+Bytes are counted as they come: a length that is not declared cannot get around the cap.
+"""
 
 from __future__ import annotations
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stillhouse.service.problems import problem
+from stillhouse.service.problems import full, problem
+from stillhouse.service.room import disk_full
 
 
 class BodyLimit:
@@ -55,3 +59,30 @@ class BodyLimit:
 
     def _message(self) -> str:
         return f"a request's body may have at most {self._most} bytes; STILLHOUSE_MAX_UPLOAD_BYTES says how many"
+
+
+class Room:
+    """Answers 507 where anything in a route meets a full disk, so that it is counted and written down as such.
+
+    Args:
+        app: The application behind it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on."""
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if scope["type"] != "http" or started or not disk_full(error):
+                raise
+            await full(Request(scope), error)(scope, receive, send)

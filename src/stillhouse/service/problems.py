@@ -17,10 +17,14 @@ from starlette.routing import BaseRoute, Route
 
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import AwayError, DatasetError, NotFoundError, QuotaError, UserError
+from stillhouse.service.room import NoRoomError, disk_full, lack_of_room
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+_IO_WORDS = "disk I/O error"
+"""What SQLite says, too, when the file that its processes share cannot grow."""
+_WAS_FULL = "the server's disk, or what may be used of it, was full; make room there, then send the request again"
 EXAMPLES: Mapping[int, tuple[str, str]] = {
     400: ("Bad Request", "There was an error parsing the body"),
     401: ("Unauthorized", "this server asks for a key; send one: Authorization: Bearer KEY"),
@@ -34,6 +38,7 @@ EXAMPLES: Mapping[int, tuple[str, str]] = {
     422: ("Budget", "min_accuracy must lie between 0 and 1 (0.9 means 90 %), but got 90.0"),
     429: ("Too Many Requests", "too many requests; send the next one in 0.3 s"),
     503: ("Service Unavailable", "no worker has published its catalogue yet; start the controller once"),
+    507: ("Insufficient Storage", "the disk has 900 MiB left, and at least 1024 MiB must be free; make room"),
 }
 
 
@@ -92,12 +97,22 @@ def status_of(error: UserError) -> int:
 
 
 def away(request: Request, error: AwayError) -> JSONResponse:
-    """A 503; what the error says of the database is for the operator's log."""
+    """A 503; what the error says of the database is for the operator's log. A 507 where its disk is full."""
+    if disk_full(error) or (_IO_WORDS in str(error) and lack_of_room(request.app.state.context.settings) is not None):
+        return full(request, error)
     log.error("the database does not answer", path=request.url.path, error=str(error))
     detail = "the database does not answer now; nothing is lost, send the request again"
     answer = problem(request, 503, HTTPStatus(503).phrase, detail)
     answer.headers["Retry-After"] = "5"
     return answer
+
+
+def full(request: Request, error: BaseException) -> JSONResponse:
+    """A 507: the disk is full, or as full as it may be."""
+    log.error("the disk is full", path=request.url.path, error=str(error))
+    lack = lack_of_room(request.app.state.context.settings)
+    detail = str(error) if isinstance(error, NoRoomError) else lack or _WAS_FULL
+    return problem(request, 507, HTTPStatus(507).phrase, detail)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -110,6 +125,7 @@ def add_handlers(app: FastAPI) -> None:
         return problem(request, status, type(error).__name__.removesuffix("Error"), str(error), **more)
 
     app.add_exception_handler(AwayError, away)  # type: ignore[arg-type]  # it is given no other
+    app.add_exception_handler(NoRoomError, full)
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -17,11 +17,12 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from stillhouse.search.errors import ConflictError, DatasetError, NotFoundError, UserError
 from stillhouse.service.digest import file_digest
+from stillhouse.service.room import disk_full
 from stillhouse.service.store import is_sha256
 
 MOST_AGE_S = 24 * 3600.0
@@ -55,6 +56,27 @@ class OffsetError(ConflictError):
         self.offset = offset
 
 
+class Tail:
+    """The end of an upload's file. Nothing waits in a buffer, so that what is cut off stays cut off.
+
+    Args:
+        file: Not buffered.
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+
+    def tell(self) -> int:
+        """Where the next bytes go."""
+        return self._file.tell()
+
+    def write(self, data: bytes) -> None:
+        """Writes all of it; raises OSError."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+
 class Uploads:
     """The offers in a folder.
 
@@ -73,7 +95,7 @@ class Uploads:
         *,
         owner: str = "",
         key: str | None = None,
-        check: Callable[[int], None] | None = None,
+        check: Callable[[int, int], None] | None = None,
     ) -> Offer:
         """Takes an offer, or finds the one that was taken before.
 
@@ -82,7 +104,8 @@ class Uploads:
             sha256: Of the bytes.
             owner: Whose it is.
             key: Id of the API key that offers.
-            check: Is told the bytes of the key's other offers, and may raise; no offer comes in between.
+            check: Is told the bytes of the key's other offers, and those still to come of this one, and may raise; no
+                offer comes in between.
 
         Raises:
             UserError: A size or hash that cannot be taken.
@@ -98,11 +121,15 @@ class Uploads:
         found = Offer(size, sha256, owner, key)
         with self._alone():
             if check is not None:
-                check(0 if key is None else self.offered_bytes(key, but=found.id))
+                others = 0 if key is None else self.offered_bytes(key, but=found.id)
+                check(others, size - self._come(found.id))
             self._part(found.id).touch()
             fresh = self._folder / f"{os.urandom(8).hex()}.tmp"
-            fresh.write_text(json.dumps(asdict(found)), encoding="utf-8")
-            fresh.replace(self._told(found.id))
+            try:
+                fresh.write_text(json.dumps(asdict(found)), encoding="utf-8")
+                fresh.replace(self._told(found.id))
+            finally:
+                fresh.unlink(missing_ok=True)
         return found
 
     def offered_bytes(self, key: str, *, but: str = "") -> int:
@@ -125,8 +152,11 @@ class Uploads:
             raise _gone(offer.id) from None
 
     @contextmanager
-    def opened(self, offer: Offer, at: int) -> Iterator[BinaryIO]:
+    def opened(self, offer: Offer, at: int) -> Iterator[Tail]:
         """The upload's file, open to be written from ``at`` on, synced at the end.
+
+        Where there is no room for what is written, the room of all of it is given back: its sender has no word yet that
+        it is kept.
 
         Raises:
             OffsetError: The upload is elsewhere.
@@ -134,7 +164,7 @@ class Uploads:
             NotFoundError: It was dropped or completed meanwhile.
         """
         try:
-            file = self._part(offer.id).open("r+b")
+            file = self._part(offer.id).open("r+b", buffering=0)
         except FileNotFoundError:
             raise _gone(offer.id) from None
         with file:
@@ -148,10 +178,14 @@ class Uploads:
             if at != end:
                 raise OffsetError(end)
             try:
-                yield file
-            finally:
-                file.flush()
-                os.fsync(file.fileno())
+                try:
+                    yield Tail(file)
+                finally:
+                    os.fsync(file.fileno())
+            except Exception as error:
+                if disk_full(error):
+                    file.truncate(end)
+                raise
 
     def complete(self, offer: Offer) -> Path:
         """Checks the bytes and gives the zip its place, ``<sha256>.zip``, too; ``drop`` then ends the offer.
@@ -205,6 +239,10 @@ class Uploads:
         with self._folder.with_name(f"{self._folder.name}.lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+    def _come(self, upload_id: str) -> int:
+        part = self._part(upload_id)
+        return part.stat().st_size if part.exists() else 0
 
     def _read(self, upload_id: str) -> Offer | None:
         try:

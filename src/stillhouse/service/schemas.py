@@ -146,8 +146,18 @@ def job_json(
     *,
     dataset_name: str,
     eta_s: float | None,
+    waiting: str | None = None,
 ) -> dict[str, Json]:
-    """A job with its trials and how far each is; ``eta_s`` are the seconds that it still needs, where they are told."""
+    """A job with its trials and how far each is.
+
+    Args:
+        job: The job.
+        trials: All of it.
+        stages: By key.
+        dataset_name: What its data set is called.
+        eta_s: Seconds that it still needs, where they are told.
+        waiting: Why it does not move, if it does not.
+    """
     line = JobLine(
         job.id,
         job.state,
@@ -160,10 +170,10 @@ def job_json(
         Counter(trial.state for trial in trials),
         max((trial.accuracy for trial in trials if trial.accuracy is not None), default=None),
     )
-    return {**line_json(line, eta_s=eta_s), "trials": [trial_json(trial, stages) for trial in trials]}
+    return {**line_json(line, eta_s=eta_s, waiting=waiting), "trials": [trial_json(trial, stages) for trial in trials]}
 
 
-def line_json(line: JobLine, *, eta_s: float | None) -> dict[str, Json]:
+def line_json(line: JobLine, *, eta_s: float | None, waiting: str | None) -> dict[str, Json]:
     """A job without its trials."""
     return {
         "id": line.id,
@@ -179,6 +189,7 @@ def line_json(line: JobLine, *, eta_s: float | None) -> dict[str, Json]:
         "trials_ended": sum(line.counts.get(state, 0) for state in ("done", "failed", "stopped")),
         "trials_wanted": line.spec["trials"],
         "best_accuracy": line.best_accuracy,
+        "waiting": waiting,
     }
 
 

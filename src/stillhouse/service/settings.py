@@ -122,7 +122,7 @@ class Settings(BaseSettings):
         default=2**29,
         ge=0,
         description="Free space on the home folder's disk, in bytes, below which no stage is started: jobs wait until "
-        "there is room again.",
+        "there is room again. An upload that would leave less is refused.",
     )
     keep_unused_days: float = Field(
         default=30.0,

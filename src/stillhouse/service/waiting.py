@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 from stillhouse.search.job import JobRecord, StageRecord
 from stillhouse.search.states import LIVE
+from stillhouse.service.db.lists import JobLine
 
 
-def waiting(job: JobRecord, stages: Iterable[StageRecord], *, lack: str | None, now: float) -> str | None:
+def waiting(job: JobRecord | JobLine, stages: Iterable[StageRecord], *, lack: str | None, now: float) -> str | None:
     """One sentence for people; None when the job ended, or nothing holds it up.
 
     Args:

@@ -39,9 +39,9 @@ from stillhouse.service import logs, tracing
 from stillhouse.service.claim import Claim, LocalClaim, Order
 from stillhouse.service.courier import Courier
 from stillhouse.service.db.ledger import SqlLedger
-from stillhouse.service.home import disk_full
 from stillhouse.service.own_networks import own_networks
 from stillhouse.service.remote import RemoteClaim
+from stillhouse.service.room import disk_full
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 from stillhouse.service.stores import open_store

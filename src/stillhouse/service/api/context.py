@@ -23,6 +23,7 @@ from stillhouse.service.checkpoints import Checkpoints
 from stillhouse.service.db.lists import Lists
 from stillhouse.service.db.tenant import TenantLedger
 from stillhouse.service.resumable import Uploads
+from stillhouse.service.room import NoRoomError, lack_of_room
 from stillhouse.service.settings import Settings
 from stillhouse.service.stores import open_checkpoints
 
@@ -62,6 +63,12 @@ class Context:
             used = self.ledger.dataset_bytes(self.owner.key) + offers.offered_bytes(self.owner.key)
         return partial(self.owner.check_dataset_bytes, used)
 
+    def check_room(self, more_bytes: int = 0) -> None:
+        """Raises NoRoomError unless so many bytes more leave free on the home's disk what must be."""
+        lack = lack_of_room(self.settings, more_bytes)
+        if lack is not None:
+            raise NoRoomError(lack)
+
     async def told(
         self,
         request: Request,
@@ -94,6 +101,12 @@ class Context:
         if data is None:
             raise HTTPException(503, "no worker has published its catalogue yet; start the controller once")
         return data
+
+
+def told_bytes(request: Request) -> int:
+    """Bytes of the body, as far as the sender tells them beforehand."""
+    told = request.headers.get("content-length", "")
+    return int(told) if told.isdecimal() else 0
 
 
 async def context(request: Request) -> Context:  # not in a thread: it does nothing that waits

@@ -13,7 +13,7 @@ from stillhouse.search.domain import Json
 from stillhouse.search.errors import ConflictError, DatasetError, UserError
 from stillhouse.search.plan import ingest_plan
 from stillhouse.service.api import examples
-from stillhouse.service.api.context import Context, Ctx
+from stillhouse.service.api.context import Context, Ctx, told_bytes
 from stillhouse.service.digest import source_digest
 from stillhouse.service.problems import documented, explain
 from stillhouse.service.schemas import DatasetRequest, dataset_json
@@ -49,14 +49,20 @@ BODY = {
     "/datasets",
     status_code=202,
     openapi_extra=BODY,
-    responses={**examples.given(examples.DATASET, status=202), **documented(413, 422, 503)},
+    responses={**examples.given(examples.DATASET, status=202), **documented(413, 422, 503, 507)},
 )
 async def create_dataset(request: Request, ctx: Ctx) -> dict[str, Json]:
     """Takes a data set; it is read in the background. The same pictures give the same data set."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         await run_in_threadpool(ctx.catalogue)  # refuses before anything is kept
-        check = await run_in_threadpool(ctx.space)
+        ctx.check_room(told_bytes(request))
+        space = await run_in_threadpool(ctx.space)
+
+        def check(size: int) -> None:
+            space(size)
+            ctx.check_room()
+
         upload = await receive_zip(request, ctx.settings.uploads, check)
         skip = upload.fields.get("skip_faults", "").lower() in ("1", "true", "yes", "on")
         return await run_in_threadpool(add_dataset, ctx, upload.name, str(upload.path), upload.digest, skip)

@@ -58,9 +58,10 @@ LINE: Json = {
     "trials_ended": 8,
     "trials_wanted": 8,
     "best_accuracy": 0.83,
+    "waiting": None,
 }
 JOBS: Json = [LINE]
-JOB: Json = {**LINE, "trials": TRIALS, "waiting": None}
+JOB: Json = {**LINE, "trials": TRIALS}
 LOG: Json = "== student 3f9a0c12b4de, attempt att_0123456789ab: done ==\nepoch 1: loss 2.1\n"
 ENTRY: Json = {
     "model": "mdl_0123456789ab",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -20,8 +22,8 @@ from stillhouse.service.api import examples
 from stillhouse.service.api.context import Context, Ctx
 from stillhouse.service.api.paging import LINK, LIST_AGE_S, After, Limit, next_page, place_of
 from stillhouse.service.db.lists import JobFilter, JobLine, Place
-from stillhouse.service.home import lack_of_room
 from stillhouse.service.problems import documented
+from stillhouse.service.room import lack_of_room
 from stillhouse.service.schemas import JobRequest, job_json, line_json
 from stillhouse.service.waiting import waiting
 
@@ -75,14 +77,21 @@ def _page(
 ) -> tuple[Json, dict[str, str]]:
     lines = ctx.ledger.job_lines(wanted, limit=limit + 1, after=place)
     last = lines[limit - 1].place.cursor() if len(lines) > limit else None
-    return [line_json(line, eta_s=_eta_s(ctx, line)) for line in lines[:limit]], next_page(request, last)
+    lack, ingest = lack_of_room(ctx.settings), cache(partial(_ingest, ctx))
+    return [_line(ctx, line, ingest, lack) for line in lines[:limit]], next_page(request, last)
 
 
-def _eta_s(ctx: Context, line: JobLine) -> float | None:
-    if line.state != "running":
-        return None
-    job, trials = ctx.ledger.job(line.id), ctx.ledger.trials(line.id)
-    return ctx.forecast.eta_s(job, trials, _stages(ctx, trials))
+def _line(
+    ctx: Context, line: JobLine, ingest: Callable[[str], Mapping[str, StageRecord]], lack: str | None
+) -> dict[str, Json]:
+    """A line as the list shows it; ``ingest`` gives the stage that reads a data set, which many lines share."""
+    if line.state not in LIVE:
+        return line_json(line, eta_s=None, waiting=None)
+    trials = ctx.ledger.trials(line.id) if line.counts else []
+    stages = _stages(ctx, trials)
+    eta_s = ctx.forecast.eta_s(ctx.ledger.job(line.id), trials, stages) if line.state == "running" else None
+    why = _waiting(line, trials, stages, ingest(line.spec["dataset"]), lack)
+    return line_json(line, eta_s=eta_s, waiting=why)
 
 
 @router.get("/jobs/{job_id}", responses={**examples.given(examples.JOB), **documented(404, 422)})
@@ -134,11 +143,24 @@ def _shown(ctx: Context, job: JobRecord) -> dict[str, Json]:
     trials = ctx.ledger.trials(job.id)
     dataset = ctx.ledger.dataset(job.spec.dataset)
     stages = _stages(ctx, trials)
-    shown = job_json(job, trials, stages, dataset_name=dataset.name, eta_s=ctx.forecast.eta_s(job, trials, stages))
+    eta_s = ctx.forecast.eta_s(job, trials, stages)
+    why = _waiting(job, trials, stages, _ingest(ctx, dataset.id), lack_of_room(ctx.settings))
+    return job_json(job, trials, stages, dataset_name=dataset.name, eta_s=eta_s, waiting=why)
+
+
+def _waiting(
+    job: JobRecord | JobLine,
+    trials: Sequence[TrialRecord],
+    stages: Mapping[str, StageRecord],
+    ingest: Mapping[str, StageRecord],
+    lack: str | None,
+) -> str | None:
     live = {key: stages[key] for trial in trials if trial.at_work for key in trial.stages if key in stages}
-    live |= ctx.ledger.stages([dataset.stage_key])
-    lack = lack_of_room(ctx.settings)
-    return {**shown, "waiting": waiting(job, live.values(), lack=lack, now=time.time())}
+    return waiting(job, {**live, **ingest}.values(), lack=lack, now=time.time())
+
+
+def _ingest(ctx: Context, dataset: str) -> Mapping[str, StageRecord]:
+    return ctx.ledger.stages([ctx.ledger.dataset(dataset).stage_key])
 
 
 def _stages(ctx: Context, trials: list[TrialRecord]) -> dict[str, StageRecord]:

@@ -13,6 +13,7 @@ from stillhouse.service.api import examples
 from stillhouse.service.api.context import Ctx
 from stillhouse.service.metrics import MEDIA_TYPE, exposition
 from stillhouse.service.problems import documented, traced
+from stillhouse.service.room import lack_of_room
 
 router = APIRouter(tags=["system"])
 log = structlog.get_logger(__name__)
@@ -36,13 +37,19 @@ async def health_live() -> dict[str, Json]:
 
 @router.get("/health/ready", responses={**examples.given(examples.READY), **documented(503)})
 def health_ready(ctx: Ctx) -> dict[str, Json]:
-    """Answers when jobs can be taken; 503 while the database does not answer, or no worker has told what it can do."""
+    """Answers when jobs can be taken; 503 with the reason while they cannot.
+
+    That is while the database does not answer, no worker has told what it can do, or the disk has no room.
+    """
     try:
         known = ctx.ledger.catalogue() is not None
     except Exception as error:
         raise _gone(error) from error
     if not known:
         raise HTTPException(503, "no worker has published its catalogue yet; start the controller once")
+    lack = lack_of_room(ctx.settings)
+    if lack is not None:
+        raise HTTPException(503, lack)
     return {"status": "ready", "database": True, "catalogue": True}
 
 

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import ConflictError, UserError
 from stillhouse.service.api import examples
-from stillhouse.service.api.context import Ctx
+from stillhouse.service.api.context import Ctx, told_bytes
 from stillhouse.service.api.datasets import add_dataset
 from stillhouse.service.problems import documented
 from stillhouse.service.resumable import Offer, OffsetError, Uploads
@@ -60,7 +60,7 @@ def uploads_of(ctx: Ctx) -> Uploads:
     return Uploads(ctx.settings.uploads, most_bytes=ctx.settings.max_upload_bytes)
 
 
-@router.post("", status_code=201, responses={**examples.given(examples.UPLOAD, status=201), **documented(422)})
+@router.post("", status_code=201, responses={**examples.given(examples.UPLOAD, status=201), **documented(422, 507)})
 def create_upload(body: UploadRequest, response: Response, ctx: Ctx) -> dict[str, Json]:
     """Offers a zip that will be sent in pieces. The same offer gives the same upload, with what has come of it.
 
@@ -68,7 +68,8 @@ def create_upload(body: UploadRequest, response: Response, ctx: Ctx) -> dict[str
     """
     uploads, owner = uploads_of(ctx), ctx.owner
 
-    def check(offered: int) -> None:
+    def check(offered: int, missing: int) -> None:
+        ctx.check_room(missing)
         used = 0 if owner.key is None else ctx.ledger.dataset_bytes(owner.key)
         owner.check_dataset_bytes(used + offered, body.size)
 
@@ -85,7 +86,7 @@ def get_upload(upload_id: str, response: Response, ctx: Ctx) -> dict[str, Json]:
     return _told(uploads, uploads.find(upload_id, owner=ctx.owner.tenant), response)
 
 
-@router.patch("/{upload_id}", openapi_extra=BYTES, responses={**ANSWER, **documented(404, 409, 413, 422)})
+@router.patch("/{upload_id}", openapi_extra=BYTES, responses={**ANSWER, **documented(404, 409, 413, 422, 507)})
 async def append_to_upload(
     upload_id: str,
     request: Request,
@@ -93,14 +94,19 @@ async def append_to_upload(
     ctx: Ctx,
     upload_offset: Annotated[int, Header(ge=0, description="Where these bytes go: the upload's offset.")],
 ) -> dict[str, Json]:
-    """Takes further bytes. What came before a break is kept; a wrong offset is a 409 that names the right one."""
+    """Takes further bytes. What came before a break is kept; a wrong offset is a 409 that names the right one.
+
+    Where the disk has no room for them it is a 507, and nothing of what this request brought is kept.
+    """
     uploads = uploads_of(ctx)
     offer = await run_in_threadpool(uploads.find, upload_id, owner=ctx.owner.tenant)
+    ctx.check_room(told_bytes(request))
     try:
         async with contextmanager_in_threadpool(uploads.opened(offer, upload_offset)) as file:
             async for chunk in request.stream():
                 if file.tell() + len(chunk) > offer.size:
                     raise UserError(f"the upload was offered with {offer.size} bytes, but more came")
+                ctx.check_room()
                 await run_in_threadpool(file.write, chunk)
     except OffsetError as error:
         raise HTTPException(409, str(error), {"Upload-Offset": str(error.offset)}) from None
@@ -112,7 +118,7 @@ async def append_to_upload(
 @router.post(
     "/{upload_id}/complete",
     status_code=202,
-    responses={**examples.given(examples.DATASET, status=202), **documented(404, 409, 422, 503)},
+    responses={**examples.given(examples.DATASET, status=202), **documented(404, 409, 422, 503, 507)},
 )
 def complete_upload(upload_id: str, body: CompleteRequest, ctx: Ctx) -> dict[str, Json]:
     """Makes a data set of an upload that has come whole: its hash is checked, then it is read in the background."""
