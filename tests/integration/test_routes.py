@@ -276,6 +276,20 @@ def test_a_bundle_without_pictures_has_none(served: Served, tmp_path: Path) -> N
     assert not [name for name in archive.namelist() if name.startswith("golden")]
 
 
+@pytest.mark.parametrize("what", ["onnx", "bundle"])
+def test_what_the_sender_has_is_not_sent_again(what: str, served: Served, tmp_path: Path) -> None:
+    _, model, _ = served.finished(tmp_path)
+    url = f"/models/{model}/{what}"
+    etag = served.http.get(url).headers["etag"]
+    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        for method in ("GET", "HEAD"):
+            answer = served.http.request(method, url, headers={"If-None-Match": known, "Range": "bytes=0-3"})
+            assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag), known
+    for known in ('"other"', etag.strip('"'), "", f'"{"0" * 64}"'):
+        assert served.http.get(url, headers={"If-None-Match": known}).status_code == 200, known
+    problem(served.http.get("/models/no/onnx", headers={"If-None-Match": "*"}), 404)
+
+
 def test_devices_tell_the_host_as_last_measured(served: Served) -> None:
     assert served.http.get("/devices").json() == [
         {"name": "local", "measured_at": None, "host": None, "runtime": None, "threads": None}

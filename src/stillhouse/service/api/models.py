@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from stillhouse.search.domain import PRECISIONS, Deployment, Json
 from stillhouse.service.api import examples
-from stillhouse.service.api.context import Ctx
+from stillhouse.service.api.context import Context, Ctx
 from stillhouse.service.api.fronts import links
 from stillhouse.service.api.paging import LINK, LIST_AGE_S, After, Limit, next_page, place_of
 from stillhouse.service.bundles import Bundles
@@ -20,8 +20,12 @@ from stillhouse.service.report import front_entry, model_file_name
 router = APIRouter(tags=["models"])
 Precision = Literal["fp32", "fp16", "int8"]
 assert Precision.__args__ == PRECISIONS  # type: ignore[attr-defined] # noqa: S101 - a literal cannot be computed
+SAME: dict[int | str, dict[str, Any]] = {304: {"description": "The sender has it: the ETag is among those it named."}}
 HIDDEN = frozenset({"right"})
 """Details that are only for comparing models."""
+Known = Annotated[
+    str | None, Header(alias="If-None-Match", description="ETags that the sender has; the file is not sent again.")
+]
 
 
 @router.get("/models", responses={**examples.given(examples.MODELS, headers=LINK), **documented(422)})
@@ -57,38 +61,45 @@ def get_model(model_id: str, ctx: Ctx) -> dict[str, Json]:
 @router.get(
     "/models/{model_id}/onnx",
     response_class=FileResponse,
-    responses={200: {"content": {"application/octet-stream": {}}, "description": "The file."}, **documented(404, 422)},
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "The file."},
+        **SAME,
+        **documented(404, 422),
+    },
 )
-def download_onnx(model_id: str, ctx: Ctx) -> FileResponse:
+def download_onnx(model_id: str, ctx: Ctx, known: Known = None) -> Response:
     """The ONNX file; ranges are served, and the ETag is its sha256."""
     deployment = ctx.ledger.deployment(model_id)
-    return FileResponse(
-        ctx.store.path(deployment.onnx_sha256),
-        media_type="application/octet-stream",
-        filename=model_file_name(deployment),
-        headers={"ETag": f'"{deployment.onnx_sha256}"'},
-    )
+    return _file(ctx, deployment.onnx_sha256, "application/octet-stream", model_file_name(deployment), known)
 
 
 @router.head("/models/{model_id}/bundle", response_class=FileResponse, include_in_schema=False)
 @router.get(
     "/models/{model_id}/bundle",
     response_class=FileResponse,
-    responses={200: {"content": {"application/zip": {}}, "description": "The zip."}, **documented(404, 422)},
+    responses={
+        200: {"content": {"application/zip": {}}, "description": "The zip."},
+        **SAME,
+        **documented(404, 422),
+    },
 )
-def download_bundle(model_id: str, ctx: Ctx) -> FileResponse:
+def download_bundle(model_id: str, ctx: Ctx, known: Known = None) -> Response:
     """A zip with the ONNX file, labels, preprocessing, a model card, an example, and pictures with their outputs.
 
     It is made at the first request and then kept; ranges are served, and the ETag is its sha256.
     """
     deployment = ctx.ledger.deployment(model_id)
     sha256 = Bundles(ctx.ledger, ctx.store, ctx.settings).sha256(deployment)
-    return FileResponse(
-        ctx.store.path(sha256),
-        media_type="application/zip",
-        filename=model_file_name(deployment).removesuffix(".onnx") + ".zip",
-        headers={"ETag": f'"{sha256}"'},
-    )
+    return _file(ctx, sha256, "application/zip", model_file_name(deployment).removesuffix(".onnx") + ".zip", known)
+
+
+def _file(ctx: Context, sha256: str, media_type: str, name: str, known: str | None) -> Response:
+    """A stored file, or word that the sender has it (RFC 9110, 13.1.2: before ranges, weak tags count as strong)."""
+    etag = f'"{sha256}"'
+    tags = [tag.strip().removeprefix("W/") for tag in (known or "").split(",")]
+    if etag in tags or tags == ["*"]:
+        return Response(status_code=304, headers={"ETag": etag})
+    return FileResponse(ctx.store.path(sha256), media_type=media_type, filename=name, headers={"ETag": etag})
 
 
 def _told(deployment: Deployment) -> dict[str, Json]:
