@@ -227,7 +227,7 @@ def test_a_baseline_that_won_is_on_the_front_and_what_it_beat_beside_it(served: 
 def test_a_job_is_cancelled_once(served: Served) -> None:
     job = served.http.post("/jobs", json={"dataset": served.ready(), "budget": {}}).json()["id"]
     assert served.http.post(f"/jobs/{job}/cancel").json()["state"] == "cancelled"
-    assert "cancelled" in problem(served.http.post(f"/jobs/{job}/cancel"), 422)
+    assert "cancelled" in problem(served.http.post(f"/jobs/{job}/cancel"), 409)
 
 
 def test_progress_of_a_running_stage_is_shown(served: Served) -> None:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import AwayError, DatasetError, NotFoundError, QuotaError, UserError
+from stillhouse.search.errors import AwayError, ConflictError, DatasetError, NotFoundError, QuotaError, UserError
 from stillhouse.service.room import NoRoomError, disk_full, lack_of_room
 
 log = structlog.get_logger(__name__)
@@ -91,6 +91,8 @@ def status_of(error: UserError) -> int:
     """The HTTP status of a request that cannot be met."""
     if isinstance(error, NotFoundError):
         return 404
+    if isinstance(error, ConflictError):
+        return 409
     if isinstance(error, QuotaError):
         return 429 if error.passes else 403
     return 422

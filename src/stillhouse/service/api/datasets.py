@@ -7,10 +7,9 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import ConflictError, DatasetError, UserError
+from stillhouse.search.errors import DatasetError, UserError
 from stillhouse.search.plan import ingest_plan
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Context, Ctx, told_bytes
@@ -90,10 +89,7 @@ def get_dataset(dataset_id: str, ctx: Ctx) -> dict[str, Json]:
 @router.delete("/datasets/{dataset_id}", status_code=204, responses=documented(404, 409, 422))
 def delete_dataset(dataset_id: str, ctx: Ctx) -> Response:
     """Forgets a data set; one that is being read, or has jobs, is a 409: delete those first."""
-    try:
-        ctx.ledger.delete_dataset(dataset_id)
-    except ConflictError as error:
-        raise HTTPException(409, str(error)) from None
+    ctx.ledger.delete_dataset(dataset_id)
     return Response(status_code=204)
 
 

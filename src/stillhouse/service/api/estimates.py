@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from starlette.exceptions import HTTPException
 
 from stillhouse.search.check import check_request
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import ConflictError
 from stillhouse.search.estimate import estimate_job
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Ctx
@@ -27,7 +25,4 @@ def create_estimate(body: JobRequest, ctx: Ctx) -> dict[str, Json]:
     spec, catalogue = body.to_spec(), ctx.catalogue()
     dataset = ctx.ledger.dataset(spec.dataset)
     check_request(catalogue, spec)
-    try:
-        return estimate_job(ctx.ledger, catalogue, dataset, spec).to_json()
-    except ConflictError as error:
-        raise HTTPException(409, str(error)) from None
+    return estimate_job(ctx.ledger, catalogue, dataset, spec).to_json()

@@ -48,7 +48,10 @@ def create_job(
         raise NotFoundError(f"no artifact {spec.teacher_checkpoint!r} to start the teacher from")
     if dataset.state == "ready":
         Space(Catalogue.from_json(catalogue), dataset.summary, spec).check()
-    return _shown(ctx, ctx.ledger.add_job(spec, idempotency_key=idempotency_key))
+    try:
+        return _shown(ctx, ctx.ledger.add_job(spec, idempotency_key=idempotency_key))
+    except ConflictError as error:  # the one conflict that another body cures, not another state
+        raise HTTPException(422, str(error)) from None
 
 
 @router.get("/jobs", responses={**examples.given(examples.JOBS, headers=LINK), **documented(422)})
@@ -100,9 +103,9 @@ async def get_job(job_id: str, request: Request, ctx: Ctx) -> Response:
     return await ctx.told(request, job_id, ("job", job_id), lambda: (_shown(ctx, ctx.ledger.job(job_id)), {}))
 
 
-@router.post("/jobs/{job_id}/cancel", responses={**examples.given(examples.JOB), **documented(404, 422)})
+@router.post("/jobs/{job_id}/cancel", responses={**examples.given(examples.JOB), **documented(404, 409, 422)})
 def cancel_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
-    """Stops a job; what it finished stays."""
+    """Stops a job; what it finished stays. One that has ended is a 409."""
     if not ctx.ledger.move_job(job_id, expect=LIVE, to="cancelled"):
         raise ConflictError(
             f"only a queued or running job can be cancelled; this one is {ctx.ledger.job(job_id).state}"
@@ -125,17 +128,14 @@ def retry_job(job_id: str, ctx: Ctx) -> dict[str, Json]:
     again = retry(ctx.ledger, job)
     if job.state in LIVE or again.state not in LIVE:
         why = f" ({job.reason})" if job.reason else ""
-        raise HTTPException(409, f"there is nothing to try again: {job_id} is {job.state}{why}")
+        raise ConflictError(f"there is nothing to try again: {job_id} is {job.state}{why}")
     return _shown(ctx, again)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=documented(404, 409, 422))
 def delete_job(job_id: str, ctx: Ctx) -> Response:
     """Forgets a job that has ended, with its trials, models and events. One that lives is a 409: cancel it first."""
-    try:
-        ctx.ledger.delete_job(job_id)
-    except ConflictError as error:
-        raise HTTPException(409, str(error)) from None
+    ctx.ledger.delete_job(job_id)
     return Response(status_code=204)
 
 

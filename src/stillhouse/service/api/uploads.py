@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import ConflictError, UserError
+from stillhouse.search.errors import UserError
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Ctx, told_bytes
 from stillhouse.service.api.datasets import add_dataset
@@ -110,8 +110,6 @@ async def append_to_upload(
                 await run_in_threadpool(file.write, chunk)
     except OffsetError as error:
         raise HTTPException(409, str(error), {"Upload-Offset": str(error.offset)}) from None
-    except ConflictError as error:
-        raise HTTPException(409, str(error)) from None
     return _told(uploads, offer, response)
 
 
@@ -125,10 +123,7 @@ def complete_upload(upload_id: str, body: CompleteRequest, ctx: Ctx) -> dict[str
     uploads = uploads_of(ctx)
     offer = uploads.find(upload_id, owner=ctx.owner.tenant)
     ctx.catalogue()
-    try:
-        path = uploads.complete(offer)
-    except ConflictError as error:
-        raise HTTPException(409, str(error)) from None
+    path = uploads.complete(offer)
     made = add_dataset(ctx, body.name or "upload.zip", str(path), offer.sha256, body.skip_faults)
     uploads.drop(offer)
     return made
