@@ -143,7 +143,7 @@ class Client:
     ) -> Answer:
         """Starts a search."""
         body = {"dataset": dataset, "budget": dict(budget), "search": dict(search or {})}
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         return self._call("POST", "/jobs", json=body, headers=headers)
 
     def jobs(self, *, states: Sequence[str] = (), dataset: str | None = None, page: int = 100) -> Iterator[Answer]:

@@ -35,7 +35,7 @@ JobState = Literal["queued", "running", "done", "failed", "cancelled"]
     "/jobs", status_code=202, responses={**examples.given(examples.JOB, status=202), **documented(404, 422, 503)}
 )
 def create_job(
-    body: JobRequest, ctx: Ctx, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+    body: JobRequest, ctx: Ctx, idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None
 ) -> dict[str, Json]:
     """Starts a search. With an ``Idempotency-Key``, the same body gives the same job and another body 422.
 
