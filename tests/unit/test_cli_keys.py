@@ -43,6 +43,21 @@ def test_a_key_is_made_listed_and_revoked(platform: Platform) -> None:
     assert RUN.invoke(cli.app, ["keys", "revoke", key.id]).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "scopes"),
+    [
+        ([], ("read", "write")),
+        (["--scopes", "read", "--scopes", "write"], ("read", "write")),
+        (["--scopes", "write,worker", "--scopes", "read"], ("read", "write", "worker")),
+        (["--scopes", "worker"], ("worker",)),
+    ],
+)
+def test_scopes_are_collected(options: list[str], scopes: tuple[str, ...], platform: Platform) -> None:
+    assert RUN.invoke(cli.app, ["keys", "create", "alice", *options]).exit_code == 0
+    (key,) = platform.accounts.all_keys()
+    assert key.scopes == scopes
+
+
 def test_an_expiry(platform: Platform) -> None:
     secret = RUN.invoke(cli.app, ["keys", "create", "short", "--expires-in", "2h"]).stdout.strip()
     now = time.time()

@@ -30,14 +30,18 @@ def commands(messages: Callable[[], AbstractContextManager[None]]) -> typer.Type
     def create(
         name: Annotated[str, typer.Argument(help="What you know it by.")],
         tenant: Annotated[str, typer.Option(help="Whose data sets and jobs it opens.")] = DEFAULT_TENANT,
-        scopes: Annotated[str, typer.Option(help=f"Some of {','.join(SCOPES)}.")] = f"{READ},{WRITE}",
+        scopes: Annotated[
+            list[str] | None,
+            typer.Option(help=f"Some of {','.join(SCOPES)}; repeatable [default: {READ},{WRITE}].", show_default=False),
+        ] = None,
         expires_in: Annotated[str | None, typer.Option(help="Such as 12h, 30d or 8w [default: never].")] = None,
     ) -> None:
         """Make a key and show its secret, which is kept nowhere: this once."""
         with messages():
             now = time.time()
             expires_at = None if expires_in is None else now + _seconds(expires_in)
-            wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+            given = [READ, WRITE] if scopes is None else [scope for text in scopes for scope in text.split(",")]
+            wanted = [scope.strip() for scope in given if scope.strip()]
             accounts = Platform(Settings.load()).accounts
             key, secret = create_key(accounts, name, tenant=tenant, scopes=wanted, now=now, expires_at=expires_at)
             console = Console(stderr=True)
