@@ -107,6 +107,14 @@ def test_no_public_server_without_a_key(host: str, platform: Platform, monkeypat
     done = RUN.invoke(cli.app, ["serve"])
     assert (done.exit_code, started) == (2, [])
     assert "stillhouse keys create NAME" in " ".join(done.stderr.split())
+    for expires_at in (None, 1.0):
+        key, _ = create_key(platform.accounts, "n", tenant="a", scopes=["read"], now=0.0, expires_at=expires_at)
+        if expires_at is None:
+            assert platform.accounts.revoke(key.id)
+        for command in ("serve", "up"):
+            done = RUN.invoke(cli.app, [command])
+            assert (done.exit_code, started) == (2, [])
+            assert "revoked or have expired" in " ".join(done.stderr.split())
     create_key(platform.accounts, "n", tenant="a", scopes=["read"], now=0.0, expires_at=None)
     assert RUN.invoke(cli.app, ["serve"]).exit_code == 0
     assert started == [host]

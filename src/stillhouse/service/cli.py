@@ -187,6 +187,7 @@ def up() -> None:
     """Serve the API, the pages and the controller together."""
     with _service("up"):
         platform = Platform(Settings.load())
+        _ask_for_a_key(platform)
         with platform.controller() as controller:
             stop = threading.Event()
             thread = threading.Thread(target=controller.run, args=(stop,), name="controller")
@@ -203,6 +204,7 @@ def serve() -> None:
     """Serve the API and the pages only; a controller must run elsewhere on the same database."""
     with _service("api"):
         platform = Platform(Settings.load())
+        _ask_for_a_key(platform)
         with kept_tidy(platform.home):  # the controller may have a home of its own
             _serve(platform)
 
@@ -217,13 +219,22 @@ def controller() -> None:
         loop.run(threading.Event())
 
 
-def _serve(platform: Platform) -> None:
-    settings = platform.settings
-    if settings.host not in LOOPBACK and not platform.accounts.any_key():
+def _ask_for_a_key(platform: Platform) -> None:
+    """Raises UserError where others can reach the API and no key would let anybody in."""
+    host, now = platform.settings.host, time.time()
+    if host in LOOPBACK:
+        return
+    keys = platform.accounts.all_keys()
+    if not any(key.valid(now) for key in keys):
+        what = f"all {len(keys)} there are were revoked or have expired" if keys else "there is none yet"
         raise UserError(
-            f"on {settings.host} others can reach the API, so it asks for keys, and there is none yet; make one first: "
+            f"on {host} others can reach the API, so it asks for keys, and {what}; make one first: "
             "stillhouse keys create NAME (or: docker compose run --rm api keys create NAME)"
         )
+
+
+def _serve(platform: Platform) -> None:
+    settings = platform.settings
     application = create_app(platform.ledger, platform.store, settings)
     Console().print(f"Stillhouse {__version__} on http://{settings.host}:{settings.port}/ (home {settings.home})")
     serve_app(application, settings)

@@ -85,8 +85,9 @@ class DiskHome(Home):
         if going or self._closed.is_set() or time.monotonic() - self._begun < COLLECT_S:
             return
         self._begun = time.monotonic()
-        self._collecting = threading.Thread(target=self._collect, args=(collector,), name="collector", daemon=True)
-        self._collecting.start()
+        thread = threading.Thread(target=self._collect, args=(collector,), name="collector", daemon=True)
+        thread.start()
+        self._collecting = thread  # only now can it be waited for: another thread may close the home at any time
 
     def _collect(self, collector: Collector) -> None:
         found = Sum()
