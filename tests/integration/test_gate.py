@@ -22,6 +22,7 @@ from stillhouse.service import gate
 from stillhouse.service.app import create_app
 from stillhouse.service.client import Client
 from stillhouse.service.gate import Rule, rule_of
+from stillhouse.service.guard import SAFE
 
 Live = Callable[[FastAPI], str]
 ANY = "0.0.0.0"  # noqa: S104 - it is not listened on
@@ -259,6 +260,25 @@ def test_the_audit_log_tells_a_tenant_what_its_keys_did(served: Served) -> None:
     assert {deed["key_id"] for deed in found} == {"key_" + ours["Authorization"].split("_")[1]}
     (older,) = served.http.get("/audit", params={"before": found[0]["id"]}, headers=ours).json()
     assert older == found[1]
+
+
+def test_every_route_that_may_change_something_is_written_down_once(served: Served) -> None:
+    key = bearer(make_key(served, "read", "write", tenant="lab"))
+    routes = list(every_route(served.http.app.routes))  # type: ignore[attr-defined]
+    changing = [(m, path) for m, path in routes if m not in SAFE and rule_of(path) is Rule.BY_METHOD]
+    assert {"POST", "PATCH", "DELETE"} <= {method for method, _ in changing}
+    assert len(changing) > 8
+    for method, path in changing:
+        before = len(served.http.get("/audit", headers=key).json())
+        answer = served.http.request(method, path, headers=key)
+        added = served.http.get("/audit", headers=key).json()[: -before or None]
+        wanted = [(method, path, answer.status_code, answer.headers["x-request-id"])]
+        assert [(deed["method"], deed["path"], deed["status"], deed["request_id"]) for deed in added] == wanted
+    told = len(changing)
+    for method, path in routes:
+        if (method, path) not in changing:
+            served.http.request(method, path, headers=key, follow_redirects=False)
+    assert len(served.http.get("/audit?limit=1000", headers=key).json()) == told, "what looks only is not written down"
 
 
 def test_the_client_sends_its_key(served: Served, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:

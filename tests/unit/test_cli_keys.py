@@ -89,6 +89,20 @@ def test_names_are_printable() -> None:
             create_key(MemoryAccounts(), name, tenant="a", scopes=["read"], now=0.0, expires_at=None)
 
 
+def test_making_and_revoking_keys_is_written_down(platform: Platform) -> None:
+    assert RUN.invoke(cli.app, ["keys", "create", "anna", "--tenant", "lab"]).exit_code == 0
+    (key,) = platform.accounts.all_keys()
+    assert RUN.invoke(cli.app, ["keys", "revoke", key.id]).exit_code == 0
+    assert RUN.invoke(cli.app, ["keys", "revoke", key.id]).exit_code == 2
+    assert RUN.invoke(cli.app, ["keys", "create", "x", "--scopes", "admin"]).exit_code == 2
+    found = platform.accounts.deeds(tenant="lab", before=None, limit=9)
+    assert [(deed.method, deed.path) for deed in found] == [
+        ("CLI", f"keys revoke {key.id}"),
+        ("CLI", f"keys create {key.id}"),
+    ]
+    assert f"keys create {key.id}" in RUN.invoke(cli.app, ["audit"]).stdout
+
+
 def test_the_audit_log_is_shown(platform: Platform) -> None:
     for number, tenant in enumerate("aab"):
         platform.accounts.log(Deed(0.0, "key_1", tenant, "POST", f"/jobs/{number}", 202, "f" * 32))

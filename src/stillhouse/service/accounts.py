@@ -47,7 +47,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Deed:
-    """An entry of the audit log: a request that was let in and may have changed something."""
+    """An entry of the audit log: a request that was let in and may have changed something.
+
+    What ``stillhouse keys`` changed has the method ``CLI``, the command as its path, no status and no request.
+    """
 
     at: float
     key_id: str | None
