@@ -82,14 +82,14 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
     """Why a request is not let in."""
 
     status: int
-    title: str
     detail: str
+    kind: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def unauthorised(detail: str) -> Refusal:
     """A 401."""
-    return Refusal(401, "Unauthorized", detail, {"WWW-Authenticate": "Bearer"})
+    return Refusal(401, detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 class Gate:
@@ -170,7 +170,7 @@ class Gate:
             what = "this key is unknown, expired or revoked" if secret else "this server asks for a key"
             raise unauthorised(f"{what}; send one: Authorization: Bearer KEY")
         if rule is None and any(route.matches(request.scope)[0] is not Match.NONE for route in self._routes()):
-            raise Refusal(403, "Forbidden", "no rule says who may use this address, so nobody may (gate.RULES)")
+            raise Refusal(403, "no rule says who may use this address, so nobody may (gate.RULES)")
         if key is None:
             return Caller(None) if rule is Rule.MACHINE else Caller()
         if rule is Rule.MACHINE:
@@ -209,7 +209,7 @@ class Gate:
             attempt = await run_in_threadpool(self._ledger.attempt, attempt_id[0])
         except NotFoundError as error:
             self._spend(address)
-            raise Refusal(404, "NotFound", str(error)) from None
+            raise Refusal(404, str(error), "not-found") from None
         if not hmac.compare_digest(token.strip().encode(), attempt.token.encode()):
             self._spend(address)
             raise unauthorised("this is not the attempt's token")
@@ -220,13 +220,13 @@ class Gate:
         wait_s = self._buckets.take(name)
         if wait_s > 0:
             detail = f"too many requests; send the next one in {wait_s:.1f} s"
-            raise Refusal(429, "Too Many Requests", detail, {"Retry-After": str(int(wait_s) + 1)})
+            raise Refusal(429, detail, headers={"Retry-After": str(int(wait_s) + 1)})
 
     def _answer(self, request: Request, rule: Rule | None, refusal: Refusal) -> Response:
         if rule is Rule.PAGE and refusal.status == 401:
             answer = self._sign_in(request, "")
         else:
-            answer = problem(request, refusal.status, refusal.title, refusal.detail)
+            answer = problem(request, refusal.status, refusal.detail, refusal.kind)
         answer.headers.update(refusal.headers)
         return answer
 
@@ -256,7 +256,7 @@ def _changes(rule: Rule | None, method: str) -> bool:
 def _check_scope(key: Key, scope: str) -> None:
     if scope not in key.scopes:
         has = ", ".join(key.scopes)
-        raise Refusal(403, "Forbidden", f"this needs a key with the scope {scope}, but {key.id} has {has}")
+        raise Refusal(403, f"this needs a key with the scope {scope}, but {key.id} has {has}")
 
 
 def _secret(request: Request) -> tuple[str, bool]:

@@ -82,22 +82,22 @@ class Guard:
                 raise
             log.error("unexpected error", path=request.url.path, traceback=traced(error))
             detail = "this is a fault of ours; the server's log has the details"
-            await problem(request, 500, "Internal error", detail)(scope, receive, secured)
+            await problem(request, 500, detail)(scope, receive, secured)
 
-    def _refusal(self, request: Request) -> tuple[int, str, str] | None:
+    def _refusal(self, request: Request) -> tuple[int, str, str | None] | None:
         if self._hosts is not None:
             match = _HOST.fullmatch(request.headers.get("host", ""))
             host = (match["v6"] or match["name"]).lower() if match else None
             if host not in self._hosts:
                 known = ", ".join(sorted(self._hosts))
-                return 400, "Unknown host", f"this server answers to {known} only; use one of these in the address"
+                return 400, f"this server answers to {known} only; use one of these in the address", "unknown-host"
         # No database takes a NUL in a text to look for.
         if "\0" in request.scope["path"]:
-            return 404, "Not Found", "no address here has a NUL"
+            return 404, "no address here has a NUL", None
         if b"%00" in request.scope["query_string"]:
-            return 400, "Bad Request", "a query must hold no NUL (%00)"
+            return 400, "a query must hold no NUL (%00)", None
         if request.method not in SAFE and _from_elsewhere(request):
-            return 403, "Cross-site request", "a page of another site may not change anything here"
+            return 403, "a page of another site may not change anything here", "cross-site"
         return None
 
 

@@ -30,7 +30,7 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._most:
-            answer = problem(Request(scope), 413, "Too large", self._message())
+            answer = problem(Request(scope), 413, self._message())
             await answer(scope, receive, send)
             return
         seen, over = 0, False
@@ -54,7 +54,7 @@ class BodyLimit:
             if not over:
                 raise
         if over:
-            answer = problem(Request(scope), 413, "Too large", self._message())
+            answer = problem(Request(scope), 413, self._message())
             await answer(scope, receive, send)
 
     def _message(self) -> str:

@@ -5,40 +5,81 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import AwayError, ConflictError, DatasetError, NotFoundError, QuotaError, UserError
+from stillhouse.search.errors import (
+    AwayError,
+    BudgetError,
+    ConflictError,
+    DatasetError,
+    InfeasibleError,
+    NotFoundError,
+    QuotaError,
+    StillhouseError,
+    UnknownNameError,
+    UserError,
+)
+from stillhouse.service.resumable import OffsetError
 from stillhouse.service.room import NoRoomError, disk_full, lack_of_room
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+
+
+class ReusedKeyError(UserError):
+    """An ``Idempotency-Key`` that stands for another request."""
+
+
 _IO_WORDS = "disk I/O error"
 """What SQLite says, too, when the file that its processes share cannot grow."""
 _WAS_FULL = "the server's disk, or what may be used of it, was full; make room there, then send the request again"
-EXAMPLES: Mapping[int, tuple[str, str]] = {
-    400: ("Bad Request", "There was an error parsing the body"),
-    401: ("Unauthorized", "this server asks for a key; send one: Authorization: Bearer KEY"),
-    403: ("Forbidden", "this needs a key with the scope write, but key_0123456789ab has read"),
-    404: ("NotFound", "no such job: 'job_0123456789ab'; ids are given when it is made, and listed by kind"),
+KINDS: Mapping[str, tuple[str, type[StillhouseError] | None]] = {
+    "request": ("The request cannot be met", UserError),
+    "malformed": ("The request is malformed", None),
+    "budget": ("A limit is malformed", BudgetError),
+    "infeasible": ("Nothing can meet the budget", InfeasibleError),
+    "dataset": ("The data set cannot be used", DatasetError),
+    "unknown-name": ("A name is unknown", UnknownNameError),
+    "not-found": ("There is no such thing", NotFoundError),
+    "conflict": ("The present state forbids this", ConflictError),
+    "upload-offset": ("The upload is elsewhere", OffsetError),
+    "key-reused": ("The Idempotency-Key stands for another request", ReusedKeyError),
+    "quota": ("The key has used up what it may have", QuotaError),
+    "unknown-host": ("The server has another name", None),
+    "cross-site": ("A page of another site asks", None),
+    "away": ("The database does not answer", AwayError),
+    "no-room": ("The disk has no room", NoRoomError),
+}
+"""Problem types by the last part of their address, ``/problems/NAME``: a title, and the error that is told so. What
+these do not name is an ``about:blank``, whose title is the status's own. The page ``docs/problems.md`` tells of each.
+"""
+PREFIX = "/problems/"
+_OF_ERRORS = {error: name for name, (_, error) in KINDS.items() if error is not None}
+EXAMPLES: Mapping[int, tuple[str | None, str]] = {
+    400: (None, "There was an error parsing the body"),
+    401: (None, "this server asks for a key; send one: Authorization: Bearer KEY"),
+    403: (None, "this needs a key with the scope write, but key_0123456789ab has read"),
+    404: ("not-found", "no such job: 'job_0123456789ab'; ids are given when it is made, and listed by kind"),
     409: (
-        "Conflict",
+        "conflict",
         "costs are known once a data set is ready, but ds_0123456789ab is pending; wait until it is ready",
     ),
-    413: ("Too large", "a request's body may have at most 4294967296 bytes; STILLHOUSE_MAX_UPLOAD_BYTES says how many"),
-    422: ("Budget", "min_accuracy must lie between 0 and 1 (0.9 means 90 %), but got 90.0"),
-    429: ("Too Many Requests", "too many requests; send the next one in 0.3 s"),
-    503: ("Service Unavailable", "no worker has published its catalogue yet; start the controller once"),
-    507: ("Insufficient Storage", "the disk has 900 MiB left, and at least 1024 MiB must be free; make room"),
+    413: (None, "a request's body may have at most 4294967296 bytes; STILLHOUSE_MAX_UPLOAD_BYTES says how many"),
+    416: (None, "the range bytes=9- must begin below the file's 4000 bytes; ask for its length by HEAD"),
+    422: ("budget", "min_accuracy must lie between 0 and 1 (0.9 means 90 %), but got 90.0"),
+    429: (None, "too many requests; send the next one in 0.3 s"),
+    503: (None, "no worker has published its catalogue yet; start the controller once"),
+    507: ("no-room", "the disk has 900 MiB left, and at least 1024 MiB must be free; make room"),
 }
 
 
@@ -47,17 +88,28 @@ class Problem(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    type: str = "about:blank"
-    title: str
+    type: Annotated[
+        str,
+        Field(
+            description="A kind of problem, the same each time, for programs to go by; about:blank says no more than "
+            "the status.",
+            json_schema_extra={"enum": ["about:blank", *(PREFIX + name for name in KINDS)]},
+        ),
+    ]
+    title: Annotated[str, Field(description="The kind in words.")]
     status: int
-    detail: str
+    detail: Annotated[str, Field(description="What must hold, what came, and what to do.")]
     instance: str
-    faults: list[str] | None = None
+    faults: Annotated[list[str] | None, Field(description="One line a picture that cannot be used.")] = None
 
 
-def problem(request: Request, status: int, title: str, detail: str, **more: Json) -> JSONResponse:
-    """One problem document."""
-    body = Problem(title=_clean(title), status=status, detail=_clean(detail), instance=_clean(request.url.path), **more)
+def problem(request: Request, status: int, detail: str, kind: str | None = None, **more: Json) -> JSONResponse:
+    """One problem document; a ``kind`` is one of ``KINDS``."""
+    instance = _clean(request.url.path)
+    head = _head(status, kind)
+    body = Problem(
+        type=head["type"], title=head["title"], status=status, detail=_clean(detail), instance=instance, **more
+    )
     return JSONResponse(body.model_dump(exclude_none=True), status_code=status, media_type=MEDIA_TYPE)
 
 
@@ -66,13 +118,24 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     schema = Problem.model_json_schema()
     found: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
-        title, detail = EXAMPLES[status]
-        example = {"type": "about:blank", "title": title, "status": status, "detail": detail, "instance": "/jobs"}
+        kind, detail = EXAMPLES[status]
+        example = {**_head(status, kind), "status": status, "detail": detail, "instance": "/jobs"}
         found[status] = {
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": schema, "example": example}},
         }
     return found
+
+
+def _head(status: int, kind: str | None) -> dict[str, str]:
+    if kind is None:
+        return {"type": "about:blank", "title": HTTPStatus(status).phrase}
+    return {"type": PREFIX + kind, "title": KINDS[kind][0]}
+
+
+def kind_of(error: StillhouseError) -> str:
+    """The kind of the nearest of its classes that has one."""
+    return next(_OF_ERRORS[each] for each in type(error).__mro__ if each in _OF_ERRORS)
 
 
 def explain(errors: list[Any]) -> str:
@@ -104,7 +167,7 @@ def away(request: Request, error: AwayError) -> JSONResponse:
         return full(request, error)
     log.error("the database does not answer", path=request.url.path, error=str(error))
     detail = "the database does not answer now; nothing is lost, send the request again"
-    answer = problem(request, 503, HTTPStatus(503).phrase, detail)
+    answer = problem(request, 503, detail, "away")
     answer.headers["Retry-After"] = "5"
     return answer
 
@@ -114,7 +177,7 @@ def full(request: Request, error: BaseException) -> JSONResponse:
     log.error("the disk is full", path=request.url.path, error=str(error))
     lack = lack_of_room(request.app.state.context.settings)
     detail = str(error) if isinstance(error, NoRoomError) else lack or _WAS_FULL
-    return problem(request, 507, HTTPStatus(507).phrase, detail)
+    return problem(request, 507, detail, "no-room")
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -124,23 +187,32 @@ def add_handlers(app: FastAPI) -> None:
     def user_error(request: Request, error: UserError) -> JSONResponse:
         status = status_of(error)
         more = {"faults": [_clean(fault) for fault in error.faults]} if isinstance(error, DatasetError) else {}
-        return problem(request, status, type(error).__name__.removesuffix("Error"), str(error), **more)
+        answer = problem(request, status, str(error), kind_of(error), **more)
+        if isinstance(error, OffsetError):
+            answer.headers["Upload-Offset"] = str(error.offset)
+        return answer
 
     app.add_exception_handler(AwayError, away)  # type: ignore[arg-type]  # it is given no other
     app.add_exception_handler(NoRoomError, full)
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        return problem(request, 422, "Malformed request", explain(list(error.errors())))
+        told = explain(list(error.errors()))
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and any(tuple(each["loc"]) == ("body",) for each in error.errors()):
+            told += f"; send JSON as application/json, for the content type is {kind[:80]!r}"
+        return problem(request, 422, told, "malformed")
 
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code in (204, 304):
             return Response(status_code=error.status_code, headers=error.headers)
-        answer = problem(request, error.status_code, HTTPStatus(error.status_code).phrase, str(error.detail))
-        answer.headers.update(error.headers or {})
+        detail, headers = str(error.detail), dict(error.headers or {})
         if error.status_code == 405:  # the framework names the methods of the first route with this address alone
-            answer.headers["Allow"] = ", ".join(sorted(_methods(app.routes, request.scope["path"])))
+            headers["Allow"] = ", ".join(sorted(_methods(app.routes, request.scope["path"])))
+            detail = f"this address takes {headers['Allow']}, but got {request.method}; /openapi.json lists all routes"
+        answer = problem(request, error.status_code, detail)
+        answer.headers.update(headers)
         return answer
 
 

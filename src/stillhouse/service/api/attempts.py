@@ -27,6 +27,7 @@ from stillhouse.search.domain import Json, StageResult
 from stillhouse.search.errors import CorruptArtifactError, NotFoundError, StageError, StillhouseError, UserError
 from stillhouse.search.job import AttemptRecord
 from stillhouse.service.api.context import Context, Ctx
+from stillhouse.service.api.files import RangedFile
 from stillhouse.service.checkpoints import sha256_in
 from stillhouse.service.claim import Order, order_of
 from stillhouse.service.problems import documented
@@ -35,7 +36,7 @@ from stillhouse.service.schemas import STRICT
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["attempts"], prefix="/attempts/{attempt_id}")
 REFUSED = documented(401, 404, 409)
-FILE = {200: {"content": {"application/octet-stream": {}}, "description": "The file."}, **REFUSED}
+FILE = {200: {"content": {"application/octet-stream": {}}, "description": "The file."}, **REFUSED, **documented(416)}
 _LOST = "attempt {id} is {state}: it no longer holds its stage; stop without a result"
 
 
@@ -105,7 +106,7 @@ def get_order(order: Ordered, attempt: Holder, ctx: Ctx) -> dict[str, Json]:
 
 
 @router.get("/source", response_class=FileResponse, responses={**FILE, **documented(422)})
-def get_source(order: Ordered) -> FileResponse:
+def get_source(order: Ordered) -> RangedFile:
     """The zip that an ingest stage reads."""
     if order.source is None:
         raise NotFoundError("this attempt reads no pictures that lie on the server")
@@ -114,16 +115,16 @@ def get_source(order: Ordered) -> FileResponse:
             "a worker on another machine can read an uploaded zip, but no folder of the server; upload the data set "
             "as a zip, or ingest it with the local engine"
         )
-    return FileResponse(order.source, media_type="application/octet-stream")
+    return RangedFile(order.source, media_type="application/octet-stream")
 
 
 @router.get("/artifacts/{sha256}", response_class=FileResponse, responses={**FILE, **documented(422)})
-def get_artifact(sha256: str, order: Ordered, ctx: Ctx) -> FileResponse:
+def get_artifact(sha256: str, order: Ordered, ctx: Ctx) -> RangedFile:
     """A file that the attempt's plan names; there are no others."""
     if sha256 not in order.readable:
         raise NotFoundError(f"no such artifact among the attempt's inputs: {sha256[:64]!r}")
     try:
-        return FileResponse(ctx.store.path(sha256), media_type="application/octet-stream")
+        return RangedFile(ctx.store.path(sha256), media_type="application/octet-stream")
     except CorruptArtifactError as error:
         raise UserError(str(error)) from error
 

@@ -66,7 +66,9 @@ async def create_dataset(request: Request, ctx: Ctx) -> dict[str, Json]:
         skip = upload.fields.get("skip_faults", "").lower() in ("1", "true", "yes", "on")
         return await run_in_threadpool(add_dataset, ctx, upload.name, str(upload.path), upload.digest, skip)
     if kind != "application/json":
-        raise DatasetError(f"send a zip as multipart/form-data or a JSON body, but the content type is {kind!r}")
+        raise DatasetError(
+            f"send a zip as multipart/form-data or JSON as application/json, but the type is {kind[:80]!r}"
+        )
     try:
         wanted = DatasetRequest.model_validate_json(await request.body(), strict=True)
     except ValidationError as error:

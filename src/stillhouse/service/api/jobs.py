@@ -8,7 +8,6 @@ from functools import cache, partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from starlette.exceptions import HTTPException
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.check import check_request
@@ -22,7 +21,7 @@ from stillhouse.service.api import examples
 from stillhouse.service.api.context import Context, Ctx
 from stillhouse.service.api.paging import LINK, LIST_AGE_S, After, Limit, next_page, place_of
 from stillhouse.service.db.lists import JobFilter, JobLine, Place
-from stillhouse.service.problems import documented
+from stillhouse.service.problems import ReusedKeyError, documented
 from stillhouse.service.room import lack_of_room
 from stillhouse.service.schemas import JobRequest, job_json, line_json
 from stillhouse.service.waiting import waiting
@@ -51,7 +50,7 @@ def create_job(
     try:
         return _shown(ctx, ctx.ledger.add_job(spec, idempotency_key=idempotency_key))
     except ConflictError as error:  # the one conflict that another body cures, not another state
-        raise HTTPException(422, str(error)) from None
+        raise ReusedKeyError(str(error)) from None
 
 
 @router.get("/jobs", responses={**examples.given(examples.JOBS, headers=LINK), **documented(422)})

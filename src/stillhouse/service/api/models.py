@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from stillhouse.search.domain import PRECISIONS, Deployment, Json
 from stillhouse.service.api import examples
-from stillhouse.service.api.context import Context, Ctx
+from stillhouse.service.api.context import Ctx
+from stillhouse.service.api.files import SERVED, stored
 from stillhouse.service.api.fronts import links
 from stillhouse.service.api.paging import LINK, LIST_AGE_S, After, Limit, next_page, place_of
 from stillhouse.service.bundles import Bundles
@@ -20,7 +21,6 @@ from stillhouse.service.report import front_entry, model_file_name
 router = APIRouter(tags=["models"])
 Precision = Literal["fp32", "fp16", "int8"]
 assert Precision.__args__ == PRECISIONS  # type: ignore[attr-defined] # noqa: S101 - a literal cannot be computed
-SAME: dict[int | str, dict[str, Any]] = {304: {"description": "The sender has it: the ETag is among those it named."}}
 HIDDEN = frozenset({"right"})
 """Details that are only for comparing models."""
 Known = Annotated[
@@ -63,14 +63,13 @@ def get_model(model_id: str, ctx: Ctx) -> dict[str, Json]:
     response_class=FileResponse,
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "The file."},
-        **SAME,
-        **documented(404, 422),
+        **SERVED,
     },
 )
 def download_onnx(model_id: str, ctx: Ctx, known: Known = None) -> Response:
     """The ONNX file; ranges are served, and the ETag is its sha256."""
     deployment = ctx.ledger.deployment(model_id)
-    return _file(ctx, deployment.onnx_sha256, "application/octet-stream", model_file_name(deployment), known)
+    return stored(ctx.store, deployment.onnx_sha256, "application/octet-stream", model_file_name(deployment), known)
 
 
 @router.head("/models/{model_id}/bundle", response_class=FileResponse, include_in_schema=False)
@@ -79,8 +78,7 @@ def download_onnx(model_id: str, ctx: Ctx, known: Known = None) -> Response:
     response_class=FileResponse,
     responses={
         200: {"content": {"application/zip": {}}, "description": "The zip."},
-        **SAME,
-        **documented(404, 422),
+        **SERVED,
     },
 )
 def download_bundle(model_id: str, ctx: Ctx, known: Known = None) -> Response:
@@ -90,16 +88,8 @@ def download_bundle(model_id: str, ctx: Ctx, known: Known = None) -> Response:
     """
     deployment = ctx.ledger.deployment(model_id)
     sha256 = Bundles(ctx.ledger, ctx.store, ctx.settings).sha256(deployment)
-    return _file(ctx, sha256, "application/zip", model_file_name(deployment).removesuffix(".onnx") + ".zip", known)
-
-
-def _file(ctx: Context, sha256: str, media_type: str, name: str, known: str | None) -> Response:
-    """A stored file, or word that the sender has it (RFC 9110, 13.1.2: before ranges, weak tags count as strong)."""
-    etag = f'"{sha256}"'
-    tags = [tag.strip().removeprefix("W/") for tag in (known or "").split(",")]
-    if etag in tags or tags == ["*"]:
-        return Response(status_code=304, headers={"ETag": etag})
-    return FileResponse(ctx.store.path(sha256), media_type=media_type, filename=name, headers={"ETag": etag})
+    name = model_file_name(deployment).removesuffix(".onnx") + ".zip"
+    return stored(ctx.store, sha256, "application/zip", name, known)
 
 
 def _told(deployment: Deployment) -> dict[str, Json]:

@@ -16,7 +16,6 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.concurrency import contextmanager_in_threadpool
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import UserError
@@ -24,7 +23,7 @@ from stillhouse.service.api import examples
 from stillhouse.service.api.context import Ctx, told_bytes
 from stillhouse.service.api.datasets import add_dataset
 from stillhouse.service.problems import documented
-from stillhouse.service.resumable import Offer, OffsetError, Uploads
+from stillhouse.service.resumable import Offer, Uploads
 from stillhouse.service.schemas import STRICT
 
 router = APIRouter(tags=["datasets"], prefix="/uploads")
@@ -101,15 +100,12 @@ async def append_to_upload(
     uploads = uploads_of(ctx)
     offer = await run_in_threadpool(uploads.find, upload_id, owner=ctx.owner.tenant)
     ctx.check_room(told_bytes(request))
-    try:
-        async with contextmanager_in_threadpool(uploads.opened(offer, upload_offset)) as file:
-            async for chunk in request.stream():
-                if file.tell() + len(chunk) > offer.size:
-                    raise UserError(f"the upload was offered with {offer.size} bytes, but more came")
-                ctx.check_room()
-                await run_in_threadpool(file.write, chunk)
-    except OffsetError as error:
-        raise HTTPException(409, str(error), {"Upload-Offset": str(error.offset)}) from None
+    async with contextmanager_in_threadpool(uploads.opened(offer, upload_offset)) as file:
+        async for chunk in request.stream():
+            if file.tell() + len(chunk) > offer.size:
+                raise UserError(f"the upload was offered with {offer.size} bytes, but more came")
+            ctx.check_room()
+            await run_in_threadpool(file.write, chunk)
     return _told(uploads, offer, response)
 
 
