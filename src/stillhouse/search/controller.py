@@ -138,13 +138,22 @@ class Controller:
         return sum(move["state"] not in LIVE for move in moves)
 
     def _advance_job(self, job: JobRecord, wanted: Wanted, slots: int) -> None:
-        """Moves one job on; one that cannot be planned fails alone and holds up no other."""
+        """Moves one job on; one that is gone or cannot be planned is left out alone, and holds up no other."""
         try:
             JobStep(self._ledger, job, wanted, self._desks, slots=slots, now=self._clock()).advance()
-        except (KeyError, ValueError, TypeError, ArithmeticError) as error:
+        except (KeyError, ValueError, TypeError, ArithmeticError, NotFoundError) as error:
+            if self._gone(job):
+                return  # deleted since this step began
             log.exception("job %s cannot be planned", job.id)
             reason = f"unexpected {type(error).__name__} while planning: {error}; the controller's log has the details"
             self._ledger.move_job(job.id, expect=LIVE, to="failed", reason=reason)
+
+    def _gone(self, job: JobRecord) -> bool:
+        try:
+            self._ledger.job(job.id)
+        except NotFoundError:
+            return True
+        return False
 
     # --------------------------------------------------------------------------------- attempts
 

@@ -1,0 +1,80 @@
+"""A job that its user ends in the middle of a step: at each single call that the controller makes to the ledger."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from instant import drive, honest, setup
+from stillhouse.search.controller import Controller
+from stillhouse.search.domain import Budget
+from stillhouse.search.job import Epochs
+from stillhouse.search.states import LIVE
+from stillhouse.service.db.memory import MemoryLedger
+
+Scene = tuple[MemoryLedger, str, str, "Interrupted", Controller]
+
+
+class Interrupted:
+    """A ledger that does something before one of its calls."""
+
+    def __init__(self, ledger: MemoryLedger) -> None:
+        self._ledger, self.calls, self.at, self.act = ledger, 0, -1, lambda: None
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._ledger, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.at:
+                self.act()
+            return found(*args, **options)
+
+        return call
+
+
+def scene() -> Scene:
+    """A job whose trials pause at rungs, and another one beside it."""
+    spec = {"trials": 2, "eta": 3, "epochs": Epochs(1, 1, 3), "budget": Budget(max_latency_ms=9)}
+    ledger, job, engine, _ = setup(honest, **spec)
+    other = ledger.add_job(dataclasses.replace(job.spec, seed=9, trials=1))
+    engine.slots = 2
+    watched = Interrupted(ledger)
+    controller = Controller(watched, engine, lease_s=30, max_attempts=2)  # type: ignore[arg-type]
+    return ledger, job.id, other.id, watched, controller
+
+
+def calls() -> int:
+    """How many calls there are until both jobs have ended."""
+    ledger, first, second, watched, controller = scene()
+    assert [drive(controller, ledger, each) for each in (first, second)] == ["done", "done"]
+    return watched.calls
+
+
+def ended_at_each_call(end: Callable[[MemoryLedger, str], None]) -> list[tuple[MemoryLedger, str]]:
+    """Ends the first job at every seventh call, and lets the other one finish."""
+    found = []
+    for at in range(1, calls(), 7):
+        ledger, job, other, watched, controller = scene()
+        watched.at, watched.act = at, lambda ledger=ledger, job=job: end(ledger, job)  # type: ignore[misc]
+        assert drive(controller, ledger, other) == "done", f"at call {at}"
+        controller.step()
+        found.append((ledger, job))
+    return found
+
+
+def cancel(ledger: MemoryLedger, job: str) -> None:
+    ledger.move_job(job, expect=LIVE, to="cancelled")
+
+
+def delete(ledger: MemoryLedger, job: str) -> None:
+    cancel(ledger, job)
+    ledger.delete_job(job)
+
+
+def test_a_deleted_job_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    for ledger, job in ended_at_each_call(delete):
+        assert not ledger.trials(job)
+        assert not ledger.open_attempts()
+    assert not caplog.records, "nothing is amiss"
