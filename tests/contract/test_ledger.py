@@ -189,6 +189,57 @@ def test_trial_moves_and_keeps_what_is_not_given(ledger: Ledger) -> None:
     assert events[-1].data["number"] == 0
 
 
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+def test_a_job_that_has_ended_takes_no_trial_and_moves_none(ledger: Ledger, end: str) -> None:
+    job_id = new_job(ledger)
+    ledger.add_trial(job_id, 0, CANDIDATE, Cost())
+    assert ledger.move_trial(job_id, 0, expect="costing", to="failed", reason="broken")
+    assert ledger.move_job(job_id, expect=("queued",), to=end)
+    told = ledger.events(job_id)
+    assert not ledger.add_trial(job_id, 1, CANDIDATE, Cost())
+    assert not ledger.move_trial(job_id, 0, expect="failed", to="costing")
+    assert [trial.number for trial in ledger.trials(job_id)] == [0]
+    assert ledger.events(job_id) == told
+    assert ledger.move_job(job_id, expect=(end,), to="queued")
+    assert ledger.add_trial(job_id, 1, CANDIDATE, Cost())
+    assert ledger.move_trial(job_id, 0, expect="costing", to="training")
+
+
+def test_a_trial_that_failed_is_tried_again_with_its_job(ledger: Ledger) -> None:
+    job_id = new_job(ledger)
+    for number, state in enumerate(("failed", "infeasible")):
+        ledger.add_trial(job_id, number, CANDIDATE, Cost())
+        ledger.move_trial(job_id, number, expect="costing", to=state, reason="for some reason")
+    ledger.move_job(job_id, expect=("queued",), to="failed", reason="no model")
+    ledger.move_job(job_id, expect=("failed",), to="queued")
+    again, other = ledger.trials(job_id)
+    assert (again.state, again.reason) == ("costing", None)
+    assert (other.state, other.reason) == ("infeasible", "for some reason")
+    moves = [(event.kind, event.data["state"]) for event in ledger.events(job_id)[-2:]]
+    assert moves == [("trial", "costing"), ("job", "queued")], "who has seen the job's move has seen its trials'"
+
+
+def test_a_cancel_and_the_moves_of_trials_come_one_after_the_other(ledger: Ledger, race: Race) -> None:
+    """Whatever comes first: nothing of a job's trials is told after its end, and no deadlock."""
+    for _ in range(5):
+        job_id = new_job(ledger)
+        for number in range(4):
+            ledger.add_trial(job_id, number, CANDIDATE, Cost())
+
+        def work(i: int, job_id: str = job_id) -> bool:
+            if i == 0:
+                return ledger.move_job(job_id, expect=("queued",), to="cancelled")
+            if i % 2:
+                return ledger.add_trial(job_id, 3 + i, CANDIDATE, Cost())
+            return ledger.move_trial(job_id, i // 2, expect="costing", to="training")
+
+        answers = race(work)
+        assert answers[0]
+        events = ledger.events(job_id)
+        assert (events[-1].kind, events[-1].data["state"]) == ("job", "cancelled")
+        assert len(ledger.trials(job_id)) == 4 + sum(answers[1::2])
+
+
 # ------------------------------------------------------------- deployments, events, the catalogue
 
 

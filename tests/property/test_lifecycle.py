@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from stillhouse.search.domain import Candidate, Cost, Size, StageKind, StagePlan, StageResult
 from stillhouse.search.job import JobSpec
 from stillhouse.search.ports import Ledger
-from stillhouse.search.states import JOB, STAGE, TRIAL
+from stillhouse.search.states import JOB, LIVE, STAGE, TRIAL
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.db.memory import MemoryLedger
 from stillhouse.service.db.migrate import upgrade
@@ -140,17 +140,26 @@ class Lifecycle(RuleBasedStateMachine):
         assert self.ledger.move_job(self.job, expect=(expect,), to=to) == (expect == self.job_state)
         if expect == self.job_state:
             self.job_state, self.events = to, self.events + 1
+            self._follow(to)
+
+    def _follow(self, to: str) -> None:
+        """What becomes of the trials."""
+        for number, state in self.trials.items():
+            if to == "queued" and state == "failed":
+                self.trials[number], self.events = "costing", self.events + 1
 
     @rule(number=st.integers(0, 2))
     def add_trial(self, number: int) -> None:
-        assert self.ledger.add_trial(self.job, number, CANDIDATE, Cost(macs=1)) == (number not in self.trials)
-        self.trials.setdefault(number, "costing")
+        new = number not in self.trials and self.job_state in LIVE
+        assert self.ledger.add_trial(self.job, number, CANDIDATE, Cost(macs=1)) == new
+        if new:
+            self.trials[number] = "costing"
 
     @rule(number=st.integers(0, 2), expect=st.sampled_from(sorted(TRIAL)), to=st.sampled_from(sorted(TRIAL)))
     def move_trial(self, number: int, expect: str, to: str) -> None:
         if to not in TRIAL[expect]:
             return
-        holds = self.trials.get(number) == expect
+        holds = self.trials.get(number) == expect and self.job_state in LIVE
         assert self.ledger.move_trial(self.job, number, expect=expect, to=to) == holds
         if holds:
             self.trials[number], self.events = to, self.events + 1

@@ -78,3 +78,11 @@ def test_a_deleted_job_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> No
         assert not ledger.trials(job)
         assert not ledger.open_attempts()
     assert not caplog.records, "nothing is amiss"
+
+
+def test_nothing_is_done_for_a_cancelled_job(caplog: pytest.LogCaptureFixture) -> None:
+    for ledger, job in ended_at_each_call(cancel):
+        told = [(event.kind, event.data["state"]) for event in ledger.events(job)]
+        assert told[-1] in (("job", "cancelled"), ("job", "done"))
+        assert not ledger.open_attempts()
+    assert not caplog.records, "nothing is amiss"

@@ -162,11 +162,12 @@ class JobStep:
                 break
             if move.trial is None:
                 number, cost = len(trials), self._desk.space.cost(move.candidate)
-                self._ledger.add_trial(self._job.id, number, move.candidate, cost)
+                if not self._ledger.add_trial(self._job.id, number, move.candidate, cost):
+                    return True  # its user has just ended the job
                 passing("trial.after")
                 self._advance_trial(TrialRecord(self._job.id, number, move.candidate, "costing", cost))
-            else:
-                self._train(move.trial, move.trial.cost)
+            elif not self._train(move.trial, move.trial.cost):
+                return True
             trials = self._ledger.trials(self._job.id)
         if any(trial.at_work for trial in trials):
             return True
@@ -324,12 +325,16 @@ class JobStep:
         reason = "beyond " + ", ".join(f"{name} (x{ratio:.2f})" for name, ratio in sorted(excess.items())) + missing
         self._ledger.move_trial(self._job.id, trial.number, expect="costing", to="infeasible", cost=cost, reason=reason)
 
-    def _train(self, trial: TrialRecord, cost: Cost) -> None:
-        """Sends a trial on to its next rung."""
+    def _train(self, trial: TrialRecord, cost: Cost) -> bool:
+        """Sends a trial on to its next rung; False when its job has just ended."""
         chains = self._desk.stages(trial.candidate, self._level(trial))
         keys = [plan.key for plan in unique([plan for chain in chains.values() for plan in chain])]
-        self._ledger.move_trial(self._job.id, trial.number, expect=trial.state, to="training", cost=cost, stages=keys)
-        self._want(chains[PRECISIONS[0]], trial.number)
+        moved = self._ledger.move_trial(
+            self._job.id, trial.number, expect=trial.state, to="training", cost=cost, stages=keys
+        )
+        if moved:
+            self._want(chains[PRECISIONS[0]], trial.number)
+        return moved
 
     def _pause(self, trial: TrialRecord, val: Mapping[str, Json], level: int) -> None:
         accuracy = val["correct"] / val["total"]

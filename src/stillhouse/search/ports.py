@@ -69,14 +69,21 @@ class Ledger(Protocol):
         """All in these states (none named: all) of a tenant (none named: of all), oldest first."""
 
     def move_job(self, job_id: str, *, expect: Sequence[str], to: str, reason: str | None = None) -> bool:
-        """Sets the state if it is one of ``expect``; stamps started_at / finished_at; emits a ``job`` event."""
+        """Sets the state if it is one of ``expect``; stamps started_at / finished_at; emits a ``job`` event.
+
+        Trials go with their job in the same moment, as ``states.with_job`` says, each with its event.
+        """
 
     # trials
     def trials(self, job_id: str) -> list[TrialRecord]:
         """In order of number."""
 
     def add_trial(self, job_id: str, number: int, candidate: Candidate, cost: Cost) -> bool:
-        """Stores a trial in state costing; False when that number exists."""
+        """Stores a trial in state costing; False when that number exists, or the job has ended.
+
+        Raises:
+            NotFoundError: No such job.
+        """
 
     def move_trial(
         self,
@@ -91,7 +98,7 @@ class Ledger(Protocol):
         epochs: int | None = None,
         reason: str | None = None,
     ) -> bool:
-        """Sets the state if it is ``expect`` (``to`` may equal it) and emits a ``trial`` event.
+        """Sets the state if it is ``expect`` (``to`` may equal it) and the job lives; emits a ``trial`` event.
 
         Arguments left None stay as stored.
         """

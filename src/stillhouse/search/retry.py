@@ -28,7 +28,5 @@ def retry(ledger: Ledger, job: JobRecord) -> JobRecord:
                 stages += plan.testing(trial.candidate, method, precision).stages
         for stage in unique(stages):
             ledger.reopen_stage(stage)
-        if trial.state == "failed":
-            ledger.move_trial(job.id, trial.number, expect="failed", to="costing")
-    ledger.move_job(job.id, expect=(job.state,), to="queued")
+    ledger.move_job(job.id, expect=(job.state,), to="queued")  # and its trials with it
     return ledger.job(job.id)

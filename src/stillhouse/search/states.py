@@ -35,6 +35,7 @@ compare-and-set in the ledger; what is not drawn here is a fault of ours, and re
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 Moves = Mapping[str, frozenset[str]]
 """State -> the states that may follow it."""
@@ -60,6 +61,8 @@ TRIAL: Moves = {
     "infeasible": frozenset(),
     "stopped": frozenset(),
 }
+UNSETTLED = tuple(state for state, following in TRIAL.items() if following)
+"""Trials that something may still happen to, if only with their job."""
 LIVE = ("queued", "running")
 """Jobs that something will still happen to."""
 STAGE: Moves = {
@@ -93,3 +96,22 @@ def check_move(moves: Moves, expected: Iterable[str], to: str) -> None:
         if to not in moves[state]:
             may = ", ".join(sorted(moves[state])) or "nothing"
             raise ValueError(f"from {state} it goes on to {may}, but not to {to}")
+
+
+class TrialMove(NamedTuple):
+    """Where a trial goes with its job, and the reason that it has from then on."""
+
+    to: str
+    reason: str | None
+
+
+def with_job(state: str, job: str) -> TrialMove | None:
+    """What becomes of a trial when its job comes to a state; None when nothing does.
+
+    Args:
+        state: The trial's.
+        job: The state that its job is in from now on.
+    """
+    if job == "queued" and state == "failed":  # tried again
+        return TrialMove("costing", None)
+    return None

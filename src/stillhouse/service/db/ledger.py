@@ -16,7 +16,7 @@ from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json
 from stillhouse.search.errors import ConflictError, UserError
 from stillhouse.search.job import Event, JobRecord, JobSpec, TrialRecord
 from stillhouse.search.owner import NOBODY, Owner
-from stillhouse.search.states import JOB, TRIAL, check_move
+from stillhouse.search.states import JOB, LIVE, TRIAL, UNSETTLED, check_move, with_job
 from stillhouse.service.accounts import Accounts
 from stillhouse.service.db.accounts import SqlAccounts
 from stillhouse.service.db.lists import Lists
@@ -130,7 +130,8 @@ class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
         with self._sessions.write() as session:
             if rows_changed(session, change.values(**values)) != 1:
                 return False
-            _emit(session, job_id, "job", {"state": to, "reason": values["reason"]})
+            _follow(session, job_id, to)
+            _append(session, job_id, "job", {"state": to, "reason": values["reason"]})
             return True
 
     # ------------------------------------------------------------------------------------ trials
@@ -142,7 +143,7 @@ class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
             return [trial_from_texts(row) for row in session.execute(query)]
 
     def add_trial(self, job_id: str, number: int, candidate: Candidate, cost: Cost) -> bool:
-        """Stores a trial in state costing; False when that number exists."""
+        """Stores a trial in state costing; False when that number exists, or the job has ended."""
         new = {
             "job_id": job_id,
             "number": number,
@@ -152,8 +153,7 @@ class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
             "stages": [],
         }
         with self._sessions.write() as session:
-            _lock_job(session, job_id)
-            return insert_new(session, TrialRow, new)
+            return _lock_job(session, job_id) in LIVE and insert_new(session, TrialRow, new)
 
     def move_trial(
         self,
@@ -168,7 +168,7 @@ class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
         epochs: int | None = None,
         reason: str | None = None,
     ) -> bool:
-        """Sets the state if it is the one expected, and what else is given; emits its event."""
+        """Sets the state if it is the one expected and the job lives, and what else is given; emits its event."""
         check_move(TRIAL, (expect,), to)
         given: dict[str, Json] = {
             "cost": None if cost is None else as_json(cost.to_json()),
@@ -180,11 +180,14 @@ class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
         values = {"state": to} | {name: value for name, value in given.items() if value is not None}
         one = (TrialRow.job_id == job_id, TrialRow.number == number)
         with self._sessions.write() as session:
+            # The job first: a job that ends at this moment is waited for, and its trials are locked in that order.
+            if _locked_state(session, job_id) not in LIVE:
+                return False
             change = update(TrialRow).where(*one, TrialRow.state == expect).values(**values)
             if rows_changed(session, change) != 1:
                 return False
             trial = trial_record(session.scalars(select(TrialRow).where(*one)).one())
-            _emit(session, job_id, "trial", trial_event(trial))
+            _append(session, job_id, "trial", trial_event(trial))
             return True
 
     # ------------------------------------------------------------------------------- deployments
@@ -230,7 +233,8 @@ class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
         """Appends an event; NotFoundError without its job."""
         stored = as_json(dict(data))
         with self._sessions.write() as session:
-            _emit(session, job_id, kind, stored)
+            _lock_job(session, job_id)
+            _append(session, job_id, kind, stored)
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
         """Those of a job with an id greater than ``after``, in order."""
@@ -260,17 +264,34 @@ def _check_live_jobs(session: Session, owner: Owner) -> None:
     owner.check_live_jobs(session.scalar(select(func.count()).select_from(JobRow).where(*live)) or 0)
 
 
-def _lock_job(session: Session, job_id: str) -> None:
-    """Puts writers to one job in line until they commit; NotFoundError without it.
+def _locked_state(session: Session, job_id: str) -> str | None:
+    """Puts writers to one job in line until they commit; returns its state, None without it.
 
     The lock is the weaker one that inserts of child rows do not wait for (FOR NO KEY UPDATE). SQLite
     needs none: its write transactions are in line already.
     """
-    query = select(JobRow.id).where(JobRow.id == job_id).with_for_update(key_share=True)
-    if session.scalars(query).one_or_none() is None:
+    query = select(JobRow.state).where(JobRow.id == job_id).with_for_update(key_share=True)
+    return session.scalars(query).one_or_none()
+
+
+def _lock_job(session: Session, job_id: str) -> str:
+    """As ``_locked_state``; NotFoundError without the job."""
+    state = _locked_state(session, job_id)
+    if state is None:
         raise not_found("job", job_id)
+    return state
 
 
-def _emit(session: Session, job_id: str, kind: str, data: Mapping[str, Json]) -> None:
-    _lock_job(session, job_id)
+def _follow(session: Session, job_id: str, to: str) -> None:
+    """Moves the trials that go with their job, whose row is locked."""
+    query = select(TrialRow).where(TrialRow.job_id == job_id, TrialRow.state.in_(UNSETTLED))
+    for row in session.scalars(query.order_by(TrialRow.number)):
+        move = with_job(row.state, to)
+        if move is not None:
+            row.state, row.reason = move.to, move.reason
+            _append(session, job_id, "trial", trial_event(trial_record(row)))
+
+
+def _append(session: Session, job_id: str, kind: str, data: Mapping[str, Json]) -> None:
+    """Adds an event of a job whose row is locked."""
     session.add(EventRow(job_id=job_id, at=time.time(), kind=kind, data=dict(data)))

@@ -11,39 +11,33 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
-from stillhouse.search.domain import Candidate, Cost, Deployment, Json, StageKind, StagePlan, StageResult
-from stillhouse.search.errors import ConflictError, StageError, UserError
-from stillhouse.search.job import AttemptRecord, DatasetRecord, Event, JobRecord, JobSpec, StageRecord, TrialRecord
+from stillhouse.search.domain import Deployment, Json, StageKind, StagePlan, StageResult
+from stillhouse.search.errors import StageError
+from stillhouse.search.job import AttemptRecord, DatasetRecord, Event, JobRecord, StageRecord, TrialRecord
 from stillhouse.search.owner import NOBODY, Owner
-from stillhouse.search.states import DATASET, JOB, TRIAL, check_move
+from stillhouse.search.states import DATASET, check_move
 from stillhouse.search.wanted import NO_ONE, Asker
 from stillhouse.service.accounts import Accounts
 from stillhouse.service.db.accounts import MemoryAccounts
 from stillhouse.service.db.lists import Lists
+from stillhouse.service.db.memory_jobs import MemoryJobs
 from stillhouse.service.db.memory_lists import MemoryLists
 from stillhouse.service.db.memory_models import MemoryModels
+from stillhouse.service.db.memory_tables import asked_for
 from stillhouse.service.db.memory_unused import MemoryUnused
 from stillhouse.service.db.records import (
-    JOB_ENDS,
     as_json,
     as_progress,
     as_text,
     as_text_or_none,
-    body_hash,
     lost_reason,
     new_id,
-    not_found,
-    reused_key,
-    trial_event,
 )
 from stillhouse.service.db.totals import MemoryTotals
 
-Record = TypeVar("Record")
 
-
-class MemoryLedger(MemoryModels, MemoryLists, MemoryUnused, MemoryTotals, Lists):
+class MemoryLedger(MemoryJobs, MemoryModels, MemoryLists, MemoryUnused, MemoryTotals, Lists):
     """A ``Ledger`` that lives and dies with its process; safe from several threads."""
 
     def __init__(self) -> None:
@@ -91,7 +85,7 @@ class MemoryLedger(MemoryModels, MemoryLists, MemoryUnused, MemoryTotals, Lists)
     def datasets(self, *states: str, tenant: str | None = None) -> list[DatasetRecord]:
         """Those in these states of a tenant, oldest first."""
         with self._lock:
-            return [copy.deepcopy(r) for r in self._datasets.values() if _asked_for(r, states, tenant)]
+            return [copy.deepcopy(r) for r in self._datasets.values() if asked_for(r, states, tenant)]
 
     def dataset_bytes(self, key: str) -> int:
         """Bytes of what an API key uploaded."""
@@ -111,105 +105,6 @@ class MemoryLedger(MemoryModels, MemoryLists, MemoryUnused, MemoryTotals, Lists)
             self._datasets[dataset_id] = replace(
                 record, state=state, summary=kept, reason=as_text_or_none(reason), faults=tuple(faults)
             )
-            return True
-
-    # -------------------------------------------------------------------------------------- jobs
-
-    def add_job(self, spec: JobSpec, *, idempotency_key: str | None = None, owner: Owner = NOBODY) -> JobRecord:
-        """Stores a job, or returns the one that this idempotency key made."""
-        data = as_json(spec.to_json(), error=UserError)
-        digest = body_hash(data)
-        with self._lock:
-            job_id, known = self._by_idempotency_key.get((owner.tenant, idempotency_key or ""), ("", ""))
-            if idempotency_key is not None and job_id:
-                if known != digest:
-                    raise ConflictError(reused_key(idempotency_key, job_id))
-                return self.job(job_id)
-            if self.dataset(spec.dataset).tenant != owner.tenant:
-                raise not_found("data set", spec.dataset)
-            if owner.key is not None:
-                mine = [job for job in self._jobs.values() if self._made_by[job.id] == owner.key]
-                owner.check_live_jobs(sum(job.state not in JOB_ENDS for job in mine))
-            record = JobRecord(
-                new_id("job"), JobSpec.from_json(data), "queued", created_at=time.time(), tenant=owner.tenant
-            )
-            self._jobs[record.id], self._made_by[record.id] = record, owner.key
-            if idempotency_key is not None:
-                self._by_idempotency_key[owner.tenant, idempotency_key] = (record.id, digest)
-            return copy.deepcopy(record)
-
-    def job(self, job_id: str) -> JobRecord:
-        """One job, or NotFoundError."""
-        return self._get(self._jobs, "job", job_id)
-
-    def jobs(self, *states: str, tenant: str | None = None) -> list[JobRecord]:
-        """Those in these states of a tenant, oldest first."""
-        with self._lock:
-            return [copy.deepcopy(r) for r in self._jobs.values() if _asked_for(r, states, tenant)]
-
-    def move_job(self, job_id: str, *, expect: Sequence[str], to: str, reason: str | None = None) -> bool:
-        """Sets the state if it is one of those expected, with its time stamp and event."""
-        check_move(JOB, expect, to)
-        with self._lock:
-            record = self._jobs.get(job_id)
-            if record is None or record.state not in expect:
-                return False
-            record = replace(record, state=to, reason=as_text_or_none(reason))
-            if to == "running":
-                record = replace(record, started_at=time.time())
-            elif to in JOB_ENDS:
-                record = replace(record, finished_at=time.time())
-            self._jobs[job_id] = record
-            self.emit(job_id, "job", {"state": to, "reason": record.reason})
-            return True
-
-    # ------------------------------------------------------------------------------------ trials
-
-    def trials(self, job_id: str) -> list[TrialRecord]:
-        """Those of a job, in order of number."""
-        with self._lock:
-            found = [r for r in self._trials.values() if r.job_id == job_id]  # nothing in them can be changed
-        return sorted(found, key=lambda trial: trial.number)
-
-    def add_trial(self, job_id: str, number: int, candidate: Candidate, cost: Cost) -> bool:
-        """Stores a trial in state costing; False when that number exists."""
-        with self._lock:
-            self.job(job_id)
-            if (job_id, number) in self._trials:
-                return False
-            self._trials[job_id, number] = TrialRecord(job_id, number, candidate, "costing", cost)
-            return True
-
-    def move_trial(
-        self,
-        job_id: str,
-        number: int,
-        *,
-        expect: str,
-        to: str,
-        cost: Cost | None = None,
-        stages: Sequence[str] | None = None,
-        accuracy: float | None = None,
-        epochs: int | None = None,
-        reason: str | None = None,
-    ) -> bool:
-        """Sets the state if it is the one expected, and what else is given; emits its event."""
-        check_move(TRIAL, (expect,), to)
-        with self._lock:
-            record = self._trials.get((job_id, number))
-            if record is None or record.state != expect:
-                return False
-            record = replace(
-                record,
-                state=to,
-                cost=record.cost if cost is None else cost,
-                stages=record.stages if stages is None else tuple(stages),
-                accuracy=record.accuracy if accuracy is None else accuracy,
-                epochs=record.epochs if epochs is None else epochs,
-                reason=record.reason if reason is None else as_text(reason),
-            )
-            self._trials[job_id, number] = record
-            self.emit(job_id, "trial", trial_event(record))
             return True
 
     # ------------------------------------------------------------------------------------ stages
@@ -349,19 +244,7 @@ class MemoryLedger(MemoryModels, MemoryLists, MemoryUnused, MemoryTotals, Lists)
         self._attempts[attempt_id] = replace(attempt, state=state, ended_at=time.time())
         return self._stages[attempt.stage_key]
 
-    # ---------------------------------------------------------------------- events and catalogue
-
-    def emit(self, job_id: str, kind: str, data: Mapping[str, Json]) -> None:
-        """Appends an event; NotFoundError without its job."""
-        kept = as_json(dict(data))
-        with self._lock:
-            self.job(job_id)
-            self._events.append(Event(len(self._events) + 1, job_id, time.time(), kind, kept))
-
-    def events(self, job_id: str, *, after: int = 0) -> list[Event]:
-        """Those of a job with an id greater than ``after``, in order."""
-        with self._lock:
-            return [copy.deepcopy(e) for e in self._events[max(after, 0) :] if e.job_id == job_id]
+    # ---------------------------------------------------------------------------------- catalogue
 
     def publish_catalogue(self, data: Mapping[str, Json]) -> None:
         """Replaces the catalogue."""
@@ -373,16 +256,6 @@ class MemoryLedger(MemoryModels, MemoryLists, MemoryUnused, MemoryTotals, Lists)
         """The catalogue last published."""
         with self._lock:
             return copy.deepcopy(self._catalogue)
-
-    def _get(self, records: Mapping[str, Record], what: str, key: str) -> Record:
-        with self._lock:
-            if key not in records:
-                raise not_found(what, key)
-            return copy.deepcopy(records[key])
-
-
-def _asked_for(record: DatasetRecord | JobRecord, states: Sequence[str], tenant: str | None) -> bool:
-    return (not states or record.state in states) and (tenant is None or record.tenant == tenant)
 
 
 def _given(stage: StageRecord) -> StageRecord:
