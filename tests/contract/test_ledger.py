@@ -205,6 +205,35 @@ def test_a_job_that_has_ended_takes_no_trial_and_moves_none(ledger: Ledger, end:
     assert ledger.move_trial(job_id, 0, expect="costing", to="training")
 
 
+@pytest.mark.parametrize(("end", "why"), [("cancelled", None), ("failed", "out of luck")])
+def test_trials_stop_with_their_job_and_go_on_with_it(ledger: Ledger, end: str, why: str | None) -> None:
+    job_id = new_job(ledger)
+    for number in range(4):
+        ledger.add_trial(job_id, number, CANDIDATE, Cost())
+    for number in (1, 2):
+        ledger.move_trial(job_id, number, expect="costing", to="training", stages=["k"])
+    ledger.move_trial(job_id, 2, expect="training", to="paused", epochs=1, accuracy=0.5)
+    ledger.move_trial(job_id, 3, expect="costing", to="stopped", reason="stopped: it promised little")
+    ended = ledger.trials(job_id)[3]
+    before = len(ledger.events(job_id))
+
+    assert ledger.move_job(job_id, expect=("queued",), to=end, reason=why)
+    trials = ledger.trials(job_id)
+    assert [trial.state for trial in trials] == ["stopped"] * 4
+    said = f": that {'was ' * (end == 'cancelled')}{end}" + (f" ({why})" if why else "")
+    assert [trial.reason for trial in trials[:3]] == [
+        f"stopped with its job while {state}{said}" for state in ("costing", "training", "paused")
+    ]
+    events = ledger.events(job_id)[before:]
+    assert [(event.kind, event.data["state"]) for event in events] == [("trial", "stopped")] * 3 + [("job", end)]
+
+    assert ledger.move_job(job_id, expect=(end,), to="queued")
+    again = ledger.trials(job_id)
+    assert [trial.state for trial in again] == ["costing", "costing", "paused", "stopped"]
+    assert [trial.reason for trial in again[:3]] == [None] * 3
+    assert (again[1].stages, again[2].epochs, again[2].accuracy, again[3]) == (("k",), 1, 0.5, ended)
+
+
 def test_a_trial_that_failed_is_tried_again_with_its_job(ledger: Ledger) -> None:
     job_id = new_job(ledger)
     for number, state in enumerate(("failed", "infeasible")):
@@ -238,6 +267,7 @@ def test_a_cancel_and_the_moves_of_trials_come_one_after_the_other(ledger: Ledge
         events = ledger.events(job_id)
         assert (events[-1].kind, events[-1].data["state"]) == ("job", "cancelled")
         assert len(ledger.trials(job_id)) == 4 + sum(answers[1::2])
+        assert {trial.state for trial in ledger.trials(job_id)} == {"stopped"}
 
 
 # ------------------------------------------------------------- deployments, events, the catalogue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import sqlite3
@@ -106,6 +107,37 @@ def test_stages_of_an_older_version_are_kept_and_may_be_tried_at_once(url: str) 
     migrate.downgrade(url, "0002")
     migrate.upgrade(url)
     assert ledger.stages([plan.key])[plan.key].not_before is None
+    ledger.close()
+
+
+def test_trials_of_jobs_that_ended_before_are_stopped_and_tried_again(url: str) -> None:
+    """What an older version left at work is what the ledger itself would have made of it."""
+    migrate.upgrade(url)
+    ledger = SqlLedger(url)
+    dataset = ledger.add_dataset("birds", StagePlan(StageKind.INGEST, {}))
+    ways = {"costing": (), "training": ("training",), "paused": ("training", "paused"), "infeasible": ("infeasible",)}
+    ends = {"cancelled": None, "failed": "of something", "running": None}
+    jobs = {}
+    for end, why in ends.items():
+        jobs[end] = ledger.add_job(JobSpec(dataset.id)).id
+        for number, way in enumerate(ways.values()):
+            ledger.add_trial(jobs[end], number, Candidate("resnet18", Size(32, 32), Size(64, 64)), Cost())
+            for before, after in itertools.pairwise(("costing", *way)):
+                ledger.move_trial(jobs[end], number, expect=before, to=after)
+        ledger.move_job(jobs[end], expect=("queued",), to=end, reason=why)
+    now = {end: ledger.trials(job) for end, job in jobs.items()}
+    stopped = ["stopped", "stopped", "stopped", "infeasible"]
+    assert {end: [trial.state for trial in trials] for end, trials in now.items()} == {
+        "cancelled": stopped,
+        "failed": stopped,
+        "running": list(ways),
+    }
+
+    migrate.downgrade(url, "0007")
+    assert all([trial.state for trial in ledger.trials(job)] == list(ways) for job in jobs.values())
+    assert all(trial.reason is None for job in jobs.values() for trial in ledger.trials(job))
+    migrate.upgrade(url)
+    assert {end: ledger.trials(job) for end, job in jobs.items()} == now
     ledger.close()
 
 

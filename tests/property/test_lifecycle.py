@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from stillhouse.search.domain import Candidate, Cost, Size, StageKind, StagePlan, StageResult
 from stillhouse.search.job import JobSpec
 from stillhouse.search.ports import Ledger
-from stillhouse.search.states import JOB, LIVE, STAGE, TRIAL
+from stillhouse.search.states import JOB, LIVE, OPEN_TRIALS, STAGE, TRIAL
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.db.memory import MemoryLedger
 from stillhouse.service.db.migrate import upgrade
@@ -55,6 +55,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.stages: dict[str, Stage] = {}
         self.tokens: dict[str, tuple[str, str]] = {}
         self.trials: dict[int, str] = {}
+        self.stopped: dict[int, str] = {}
         self.job_state = "queued"
         self.events = 0
 
@@ -145,8 +146,14 @@ class Lifecycle(RuleBasedStateMachine):
     def _follow(self, to: str) -> None:
         """What becomes of the trials."""
         for number, state in self.trials.items():
-            if to == "queued" and state == "failed":
-                self.trials[number], self.events = "costing", self.events + 1
+            if to in ("failed", "cancelled") and state in OPEN_TRIALS:
+                self.stopped[number] = state
+                now = "stopped"
+            elif to == "queued" and (state == "failed" or number in self.stopped):
+                now = "paused" if self.stopped.pop(number, "") == "paused" else "costing"
+            else:
+                continue
+            self.trials[number], self.events = now, self.events + 1
 
     @rule(number=st.integers(0, 2))
     def add_trial(self, number: int) -> None:
@@ -189,6 +196,8 @@ class Lifecycle(RuleBasedStateMachine):
     def the_job_agrees(self) -> None:
         assert self.ledger.job(self.job).state == self.job_state
         assert {trial.number: trial.state for trial in self.ledger.trials(self.job)} == self.trials
+        if self.job_state in ("failed", "cancelled"):
+            assert not set(self.trials.values()) & set(OPEN_TRIALS)
         events = self.ledger.events(self.job)
         assert len(events) == self.events
         assert [event.id for event in events] == sorted({event.id for event in events})

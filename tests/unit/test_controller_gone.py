@@ -10,6 +10,7 @@ from instant import drive, honest, setup
 from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Budget
 from stillhouse.search.job import Epochs
+from stillhouse.search.retry import retry
 from stillhouse.search.states import LIVE
 from stillhouse.service.db.memory import MemoryLedger
 
@@ -84,5 +85,21 @@ def test_nothing_is_done_for_a_cancelled_job(caplog: pytest.LogCaptureFixture) -
     for ledger, job in ended_at_each_call(cancel):
         told = [(event.kind, event.data["state"]) for event in ledger.events(job)]
         assert told[-1] in (("job", "cancelled"), ("job", "done"))
+        assert all(trial.ended for trial in ledger.trials(job))
         assert not ledger.open_attempts()
     assert not caplog.records, "nothing is amiss"
+
+
+def test_a_job_that_was_cancelled_anywhere_goes_on_to_the_same_end() -> None:
+    ledger, first, _, watched, controller = scene()
+    drive(controller, ledger, first)
+    wanted = [(trial.number, trial.candidate, trial.state) for trial in ledger.trials(first)]
+    for at in range(1, watched.calls, 7):
+        ledger, job, other, watched, controller = scene()
+        watched.at, watched.act = at, lambda ledger=ledger, job=job: cancel(ledger, job)  # type: ignore[misc]
+        drive(controller, ledger, other)
+        if ledger.job(job).state == "cancelled":
+            assert retry(ledger, ledger.job(job)).state == "queued"
+        assert drive(controller, ledger, job) == "done", f"at call {at}"
+        assert [(trial.number, trial.candidate, trial.state) for trial in ledger.trials(job)] == wanted
+        assert all(trial.reason is None or trial.state == "stopped" for trial in ledger.trials(job))

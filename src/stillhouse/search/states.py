@@ -17,7 +17,8 @@ r"""The states of everything the ledger keeps, and the only moves between them.
                  |  |       v  |
                  |  |      paused                        waits at a rung
                  |  |       |
-                 |  +-------+---------> stopped          the search is over, or it promises too little
+                 |  +-------+---------> stopped          the search is over, it promises too little, or its job
+                 |                                       failed or was cancelled (retry: back to paused or costing)
                  +--------------------> infeasible       measured beyond the budget
 
     stage      pending --> running --> done
@@ -30,6 +31,9 @@ r"""The states of everything the ledger keeps, and the only moves between them.
 *Lost* is not *failed*: an attempt whose process, node or lease is gone says nothing about its stage, which goes back to
 pending and is tried again after a pause; only a stage that loses ``max_attempts`` in a row fails. Every move is one
 compare-and-set in the ledger; what is not drawn here is a fault of ours, and refused.
+
+A job takes its trials with it when it fails, is cancelled or is tried again (``with_job``): in a job that has ended no
+trial is at work, and none moves.
 """
 
 from __future__ import annotations
@@ -59,8 +63,10 @@ TRIAL: Moves = {
     "done": frozenset(),
     "failed": frozenset({"costing"}),
     "infeasible": frozenset(),
-    "stopped": frozenset(),
+    "stopped": frozenset({"costing", "paused"}),
 }
+OPEN_TRIALS = ("costing", "training", "paused")
+"""Trials whose search goes on."""
 UNSETTLED = tuple(state for state, following in TRIAL.items() if following)
 """Trials that something may still happen to, if only with their job."""
 LIVE = ("queued", "running")
@@ -105,13 +111,29 @@ class TrialMove(NamedTuple):
     reason: str | None
 
 
-def with_job(state: str, job: str) -> TrialMove | None:
+def with_job(state: str, reason: str | None, job: str, why: str | None) -> TrialMove | None:
     """What becomes of a trial when its job comes to a state; None when nothing does.
+
+    What is stopped with its job is told by its reason, so that a retry goes on with that and no other.
 
     Args:
         state: The trial's.
+        reason: The trial's.
         job: The state that its job is in from now on.
+        why: The reason of that.
     """
-    if job == "queued" and state == "failed":  # tried again
-        return TrialMove("costing", None)
-    return None
+    if job == "queued":  # tried again
+        with_it = state == "stopped" and (reason or "").startswith(_WITH_JOB)
+        waited = with_it and (reason or "").startswith(_at("paused"))
+        return TrialMove("paused" if waited else "costing", None) if with_it or state == "failed" else None
+    if job not in ("failed", "cancelled") or state not in OPEN_TRIALS:
+        return None
+    ended = "that was cancelled" if job == "cancelled" else "that failed"
+    return TrialMove("stopped", f"{_at(state)}: {ended}" + (f" ({why})" if why else ""))
+
+
+_WITH_JOB = "stopped with its job while "
+
+
+def _at(state: str) -> str:
+    return f"{_WITH_JOB}{state}"

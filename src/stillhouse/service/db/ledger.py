@@ -130,7 +130,7 @@ class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
         with self._sessions.write() as session:
             if rows_changed(session, change.values(**values)) != 1:
                 return False
-            _follow(session, job_id, to)
+            _follow(session, job_id, to, values["reason"])
             _append(session, job_id, "job", {"state": to, "reason": values["reason"]})
             return True
 
@@ -282,11 +282,11 @@ def _lock_job(session: Session, job_id: str) -> str:
     return state
 
 
-def _follow(session: Session, job_id: str, to: str) -> None:
+def _follow(session: Session, job_id: str, to: str, why: str | None) -> None:
     """Moves the trials that go with their job, whose row is locked."""
     query = select(TrialRow).where(TrialRow.job_id == job_id, TrialRow.state.in_(UNSETTLED))
     for row in session.scalars(query.order_by(TrialRow.number)):
-        move = with_job(row.state, to)
+        move = with_job(row.state, row.reason, to, why)
         if move is not None:
             row.state, row.reason = move.to, move.reason
             _append(session, job_id, "trial", trial_event(trial_record(row)))

@@ -76,14 +76,14 @@ class MemoryJobs(MemoryTables):
             elif to in JOB_ENDS:
                 record = replace(record, finished_at=time.time())
             self._jobs[job_id] = record
-            self._follow(job_id, to)
+            self._follow(record)
             self.emit(job_id, "job", {"state": to, "reason": record.reason})
             return True
 
-    def _follow(self, job_id: str, to: str) -> None:
+    def _follow(self, job: JobRecord) -> None:
         """Moves the trials that go with their job."""
-        for trial in self.trials(job_id):
-            move = with_job(trial.state, to)
+        for trial in self.trials(job.id):
+            move = with_job(trial.state, trial.reason, job.state, job.reason)
             if move is not None:
                 self._put_trial(replace(trial, state=move.to, reason=move.reason))
 
