@@ -6,7 +6,10 @@
   candidate farthest from all tried (maximin). Once ``LEAST_TOLD`` trials are told, the sampler takes over.
 - A sampler proposes any combination of categories; the nearest candidate that is feasible and not tried yet is
   taken. What was really tried is what the next call's study holds, since that is what the ledger holds.
-- Trials found infeasible, or failed, are told as constrained; running ones by the constant liar (TPE).
+- Trials found infeasible, or failed, are told as constrained, with the costs that are known of them and, for what
+  nobody knows, the mean of what was told, so that nothing but the constraint speaks against them. Running ones are
+  told as such: TPE takes them for bad ones (constant liar), GP for ones whose outcome is uncertain.
+- NSGA-II breeds from the best of all trials that were told, not of the last whole generation: see ``_Nsga2``.
 - Trials of earlier jobs that trained in the same way stand first in the study, as if this job had tried them. So the
   sampler takes over sooner.
 - ``brute_force`` asks nobody: every candidate, fewest MACs first. Those are trained soonest, and a search that is cut
@@ -38,16 +41,46 @@ stock networks at 64 pixels lost 28 points to the same ones at 128 inside (METHO
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-_SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(
+
+class _Nsga2(optuna.samplers.NSGAIISampler):
+    """NSGA-II in its steady state: parents are the best of all told trials, however many generations those would be.
+
+    Optuna counts generations in attributes that it leaves on each trial it was asked for, and a study that is rebuilt
+    has none. Steady state needs none either, and suits few trials and workers that finish at odd times: each told trial
+    counts at the next ask (Durillo et al. 2009, "On the Effect of the Steady-State Selection Scheme in Multi-Objective
+    Genetic Algorithms"). What broke a constraint is no parent.
+    """
+
+    def get_trial_generation(self, study: optuna.Study, trial: FrozenTrial) -> int:  # noqa: ARG002
+        """1, which has parents, once there are enough to choose from; 0 is drawn at random."""
+        return int(len(self.get_population(study, 0)) >= (self.population_size or 0))
+
+    def get_population(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:  # noqa: ARG002
+        """All that were told and are feasible."""
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
+
+
+_SAMPLERS: Mapping[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed, _: optuna.samplers.TPESampler(
         seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True
     ),
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=0),  # it imports torch when it is asked
-    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=20),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "gp": lambda seed, _: optuna.samplers.GPSampler(seed=seed, n_startup_trials=0),  # imports torch when it is asked
+    "nsga2": lambda seed, parents: _Nsga2(seed=seed, population_size=parents),
+    "random": lambda seed, _: optuna.samplers.RandomSampler(seed=seed),
 }
+"""By a seed and the number of parents (NSGA-II)."""
 
 Mask = NDArray[np.bool_]
+
+
+def parents(planned_trials: int) -> int:
+    """Parents that NSGA-II keeps, which is also how many trials it draws at random before it breeds.
+
+    A quarter of the job, so that three of four trials come of selection; 4 to 20, since fewer hold no front, and more
+    would let in what is far from it.
+    """
+    return max(4, min(20, math.ceil(planned_trials / 4)))
 
 
 class Sampler:
@@ -56,9 +89,9 @@ class Sampler:
     Args:
         candidates: Those that may be proposed; all cells of ``space``.
         space: Knows MACs and distances.
-        seed: With the trial's number, seeds TPE and breaks ties.
+        seed: With the trial's number, seeds Optuna's samplers and breaks ties.
         planned_trials: Trials of the job. The spread design uses at most half as many architectures,
-            since trials of one architecture share its assistant.
+            since trials of one architecture share its assistant; NSGA-II has ``parents`` of them.
         kind: ``tpe``, ``gp``, ``nsga2``, ``random`` or ``brute_force``.
         earlier: Trials of earlier jobs with the same recipe.
     """
@@ -76,7 +109,7 @@ class Sampler:
         self._candidates = tuple(candidates)
         self._space = space
         self._seed, self._kind = seed, kind
-        self._max_archs = math.ceil(planned_trials / 2)
+        self._max_archs, self._parents = math.ceil(planned_trials / 2), parents(planned_trials)
         self._near = Neighbourhood(self._candidates, space)
         self._earlier = tuple(earlier)
 
@@ -147,7 +180,7 @@ class Sampler:
     def _distance(self, a: Candidate, b: Candidate) -> float:
         return float(Neighbourhood([a], self._space).distances(b)[0])
 
-    # --------------------------------------------------------------------------------------- TPE
+    # ------------------------------------------------------------------------------------ Optuna
 
     def _ask(self, history: Sequence[TrialRecord], number: int, objectives: Sequence[str]) -> Candidate:
         """One combination of categories by Optuna's sampler; it need be no candidate."""
@@ -161,21 +194,26 @@ class Sampler:
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
         study = optuna.create_study(
             directions=[StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in objectives)],
-            sampler=_SAMPLERS[self._kind](seed),
+            sampler=_SAMPLERS[self._kind](seed, self._parents),
         )
-        study.add_trials([_frozen(trial, choices, objectives) for trial in history])
+        told = [values for trial in history if (values := _told(trial, objectives)) is not None]
+        middle = np.mean(told, axis=0).tolist() if told else [0.0] * (1 + len(objectives))
+        study.add_trials([_frozen(trial, choices, objectives, middle) for trial in history])
         asked = study.ask(choices).params
         return _candidate(asked)
 
 
-def _frozen(trial: TrialRecord, choices: Mapping[str, BaseDistribution], objectives: Sequence[str]) -> FrozenTrial:
-    """A trial as Optuna keeps it."""
+def _frozen(
+    trial: TrialRecord, choices: Mapping[str, BaseDistribution], objectives: Sequence[str], middle: Sequence[float]
+) -> FrozenTrial:
+    """A trial as Optuna keeps it; ``middle`` holds the means of what was told."""
     state, values, constraints = TrialState.RUNNING, _told(trial, objectives), None
     if values is not None:
-        state, constraints = TrialState.COMPLETE, {"feasible": 0.0}
-    elif trial.ended:
-        # Pruned, for it has no values; the constraint keeps TPE away from the like of it.
-        state, constraints = TrialState.PRUNED, {"feasible": 1.0}
+        state, constraints = TrialState.COMPLETE, {"feasible": -1.0}
+    elif trial.state in ("infeasible", "failed"):
+        # Complete, for GP reads no others. A violation as large as the slack of the others lets GP tell them apart.
+        state, constraints = TrialState.COMPLETE, {"feasible": 1.0}
+        values = [middle[0], *_octaves(trial, objectives, middle[1:])]
     candidate = trial.candidate
     return optuna.trial.create_trial(
         state=state,
@@ -193,14 +231,16 @@ def _frozen(trial: TrialRecord, choices: Mapping[str, BaseDistribution], objecti
 
 def _told(trial: TrialRecord, objectives: Sequence[str]) -> list[float] | None:
     """Accuracy and log2 of the costs (they span decades); None while not all are known."""
-    costs = [getattr(trial.cost, name) for name in objectives]
-    if (
-        trial.state not in ("done", "stopped", "paused")
-        or trial.accuracy is None
-        or any(cost is None for cost in costs)
-    ):
+    costs = _octaves(trial, objectives, [math.nan] * len(objectives))
+    if trial.state not in ("done", "stopped", "paused") or trial.accuracy is None or any(map(math.isnan, costs)):
         return None
-    return [trial.accuracy, *(math.log2(cost) for cost in costs)]
+    return [trial.accuracy, *costs]
+
+
+def _octaves(trial: TrialRecord, objectives: Sequence[str], instead: Sequence[float]) -> list[float]:
+    """log2 of its costs; of one that is not known, what is given instead."""
+    costs = [getattr(trial.cost, name) for name in objectives]
+    return [other if cost is None else math.log2(cost) for cost, other in zip(costs, instead, strict=True)]
 
 
 def _scale(candidate: Candidate) -> float:
