@@ -9,11 +9,13 @@ import pytest
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Budget, Candidate, Cost, Size
 from stillhouse.search.job import JobSpec, TrialRecord
-from stillhouse.search.sampler import LEAST_TOLD, Sampler
+from stillhouse.search.sampler import LEAST_TOLD, Sampler, parents
 from stillhouse.search.space import Space
 
 OBJECTIVES = ("macs", "image_bytes")
 SIDES = (32, 48, 64, 96, 128, 192)
+ASKS = {"tpe": 16, "gp": 1, "nsga2": 40}
+"""Samplers that learn, and how many proposals show it: GP takes seconds for each, NSGA-II leaves most to chance."""
 
 
 def catalogue(archs=6, pretrained=()):
@@ -45,8 +47,9 @@ def space(budget=None, **options):
     return Space(catalogue(**options), {"classes": ["a", "b"], "curve": curve}, spec)
 
 
-def sampler(found, *, seed=0, trials=8, candidates=None):
-    return Sampler(found.feasible if candidates is None else candidates, found, seed, planned_trials=trials)
+def sampler(found, *, seed=0, trials=8, candidates=None, kind="tpe"):
+    chosen = found.feasible if candidates is None else candidates
+    return Sampler(chosen, found, seed, planned_trials=trials, kind=kind)
 
 
 def accuracy(candidate):
@@ -146,23 +149,111 @@ def test_how_each_state_is_told_to_optuna(monkeypatch):
     sampler(found).propose(history, 20, OBJECTIVES)
     cost = history[0].cost
     values = [history[0].accuracy, math.log2(cost.macs), math.log2(cost.image_bytes)]
-    assert told[0] == ("COMPLETE", values, {"feasible": 0.0})
+    assert told[0] == ("COMPLETE", values, {"feasible": -1.0})
+    middle = pytest.approx(sum(figures[0] for _, figures, _ in told[:LEAST_TOLD]) / LEAST_TOLD)
+    image_bytes = pytest.approx(sum(figures[2] for _, figures, _ in told[:LEAST_TOLD]) / LEAST_TOLD)
     assert told[LEAST_TOLD:] == [
-        ("PRUNED", None, {"feasible": 1.0}),
-        ("PRUNED", None, {"feasible": 1.0}),
+        ("COMPLETE", [middle, 0.0, image_bytes], {"feasible": 1.0}),
+        ("COMPLETE", [middle, 0.0, image_bytes], {"feasible": 1.0}),
         ("RUNNING", None, None),
         ("RUNNING", None, None),
     ]
 
 
-def test_tpe_keeps_away_from_what_was_infeasible():
-    found = space(archs=8)
-    history = run(found, LEAST_TOLD)
-    costly = {"net5", "net6", "net7"}
-    barred = [c for c in found.feasible if c.arch in costly and c not in {t.candidate for t in history}][:40]
-    history += [TrialRecord("j", 100 + i, c, "infeasible", found.cost(c)) for i, c in enumerate(barred)]
-    asked = [sampler(found, seed=seed).propose(history, 200, OBJECTIVES) for seed in range(12)]
-    assert sum(c.arch in costly for c in asked) <= 3
+def told(found, value, *, step=1):
+    """Every so many candidates, done, with accuracies from ``value``."""
+    return [
+        TrialRecord("j", i, c, "done", found.cost(c), accuracy=value(c)) for i, c in enumerate(found.feasible[::step])
+    ]
+
+
+def asked(found, kind, history, count=None, *, trials=24):
+    """Proposals under so many seeds."""
+    seeds = range(count or ASKS[kind])
+    return [sampler(found, seed=n, kind=kind, trials=trials).propose(history, 200, OBJECTIVES) for n in seeds]
+
+
+@pytest.mark.parametrize("kind", ASKS)
+def test_opposite_histories_give_other_proposals(kind):
+    found = space()
+    good, bad = (told(found, lambda c, sign=sign: 0.5 + sign * accuracy(c) / 4, step=8) for sign in (1, -1))
+    one, other = asked(found, kind, good), asked(found, kind, bad)
+    assert sum(a != b for a, b in zip(one, other, strict=True)) > len(one) / 2
+    assert sum(map(accuracy, one)) > sum(map(accuracy, other))
+
+
+@pytest.mark.parametrize("kind", ASKS)
+@pytest.mark.parametrize("best", ["net1", "net4"])
+def test_the_architecture_that_did_best_is_proposed_more_than_by_chance(kind, best):
+    found = space()
+    history = told(found, lambda c: 0.9 if c.arch == best else 0.2, step=3)
+    shares = [
+        sum(candidate.arch == best for candidate in proposals) / len(proposals)
+        for proposals in (asked(found, kind, history), asked(found, "random", history, 40))
+    ]
+    assert shares[0] > 1.5 * shares[1]
+
+
+@pytest.mark.parametrize("kind", ASKS)
+def test_what_was_infeasible_is_kept_away_from_for_its_constraint_alone(kind, monkeypatch):
+    """The networks that were ruled out are the cheapest; all that were not are equally accurate."""
+    found, barred = space(archs=8), {"net0", "net1", "net2"}
+    history = [
+        dataclasses.replace(trial, state="infeasible", accuracy=None) if trial.candidate.arch in barred else trial
+        for trial in told(found, lambda _: 0.5, step=3)
+    ]
+
+    def share():
+        proposals = asked(found, kind, history)
+        return sum(candidate.arch in barred for candidate in proposals) / len(proposals)
+
+    kept = share()
+    real = optuna.trial.create_trial
+    monkeypatch.setattr(optuna.trial, "create_trial", lambda **given: real(**{**given, "constraints": None}))
+    assert kept < share() / 2
+    assert kept <= 0.25
+
+
+def test_gp_takes_what_is_at_work_and_what_was_ruled_out_into_account():
+    found = space()
+    done = told(found, accuracy, step=10)[:8]
+    spare = [candidate for candidate in found.feasible if candidate not in {trial.candidate for trial in done}]
+    history = [
+        *done,
+        TrialRecord("j", 8, spare[0], "training", found.cost(spare[0])),
+        TrialRecord("j", 9, spare[-1], "infeasible", found.cost(spare[-1])),
+    ]
+    proposal = sampler(found, kind="gp").propose(history, 10, OBJECTIVES)
+    assert proposal in found.feasible and proposal not in {trial.candidate for trial in history}
+    assert proposal == sampler(found, kind="gp").propose(history, 10, OBJECTIVES)
+    middle = sum(map(accuracy, found.feasible)) / len(found.feasible)
+    assert accuracy(proposal) > middle
+
+
+def test_the_spread_comes_first_for_gp_too(monkeypatch):
+    monkeypatch.setattr(optuna, "create_study", None)
+    found = space()
+    for told in (0, 2, LEAST_TOLD - 1):
+        history = run(found, told)
+        proposal = sampler(found, kind="gp").propose(history, told, OBJECTIVES)
+        assert proposal == sampler(found).propose(history, told, OBJECTIVES)
+
+
+@pytest.mark.parametrize(("trials", "count"), [(1, 4), (8, 4), (16, 4), (40, 10), (80, 20), (1000, 20)])
+def test_nsga2_breeds_from_a_quarter_of_the_job(trials, count):
+    found = space()
+    assert parents(trials) == count
+    history = told(found, accuracy)[:count]
+    for known, chance in ((history[:-1], True), (history, False)):
+        bred, drawn = (asked(found, kind, known, 12, trials=trials) for kind in ("nsga2", "random"))
+        assert (bred == drawn) == chance
+
+
+def test_what_was_infeasible_is_no_parent():
+    """With nothing but infeasible trials there is nobody to breed from."""
+    found = space()
+    history = [dataclasses.replace(trial, state="infeasible", accuracy=None) for trial in told(found, accuracy, step=4)]
+    assert asked(found, "nsga2", history, 12) == asked(found, "random", history, 12)
 
 
 def test_trials_of_an_older_catalogue_do_no_harm():

@@ -8,6 +8,8 @@ price. Where no more candidates fit than trials were asked for, all are tried.
 
 With the other samplers trials that ``rungs.py`` lets train on come first, then what the sampler proposes.
 
+Whatever the sampler, once a model is there no candidate begins that is expected to add less than ``min_gain``.
+
 The accuracy of a candidate that was not trained is foretold by a linear model with a prior [ours]: it rises with the
 picture's side, with MACs and with parameters, and is higher from pretrained weights; each architecture and each stem
 has an offset of its own, and so has each rung. All is a function of the ledger's trials, the job and its seed.
@@ -21,19 +23,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.search.domain import Candidate
 from stillhouse.search.effort import Mentors, Prices, unpaid
-from stillhouse.search.errors import UserError
 from stillhouse.search.gain import Boxes, Floats, Linear, Places, Prior, quadratic, scaled, worst_accuracy
 from stillhouse.search.job import JobSpec, TrialRecord
 from stillhouse.search.sampler import Sampler
 from stillhouse.search.space import Space
-from stillhouse.search.warm import Earlier
+from stillhouse.search.warm import Earlier, usable
 
 PROXY = {"latency_ms": "macs", "memory_bytes": "macs", "model_bytes": "params"}
 """What stands for a cost that only a device tells: it rises with it."""
@@ -51,6 +52,8 @@ _LINEAR = {"bias": (0.5, 0.2), "image side": (0.08, 0.06), "macs": (0.06, 0.06),
 _PRETRAINED, _SQUARE, _STEM, _RUNG, _JOB = (0.15, 0.1), (0.0, 0.03), (0.0, 0.05), (-0.1, 0.1), (0.0, 0.1)
 _ARCH_SD = 0.1
 """Prior mean and standard deviation of a weight; picture side in octaves, MACs and parameters in 4 octaves."""
+
+_AT_WORK = ("costing", "training")
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Chooser:
         self, space: Space, spec: JobSpec, levels: Sequence[int], prices: Prices, earlier: Sequence[Earlier] = ()
     ) -> None:
         self._space, self._spec, self._levels, self._prices = space, spec, tuple(levels), prices
-        self._earlier = tuple(earlier)
+        self._earlier, self._usable = tuple(earlier), usable(earlier, space)
 
     def next(
         self,
@@ -126,7 +129,8 @@ class Chooser:
         if self._spec.sampler != "auto":
             if promotable:
                 return Move(promotable[0], promotable[0].candidate)
-            candidate = self._sampler.propose(trials, len(trials), self._spec.objectives, left_out) if new else None
+            passed = {*left_out, *self._poor(trials)}
+            candidate = self._sampler.propose(trials, len(trials), self._spec.objectives, passed) if new else None
             return None if candidate is None else Move(None, candidate)
         # A trial of a candidate that is none any more (the catalogue was published anew) says nothing here.
         trials = [trial for trial in trials if trial.candidate in self._index]
@@ -163,32 +167,50 @@ class Chooser:
             untried: Places of the candidates that may begin.
             paid: Keys of the stages that are done or at work.
         """
-        model = self._model(seen)
-        done, running = seen.state == "done", np.isin(seen.state, ("costing", "training"))
-        expected = running | (seen.state == "paused")
-        hopes = seen.accuracy.copy()
-        hopes[expected], sds = self._foretold(model, seen[expected])
+        model, hopes, spread = self._hopes(seen)
         found: list[tuple[float, TrialRecord | None, Candidate, float]] = []
         before = self._unpaid(paid)
         if len(ready):
-            place, spread = seen.places[ready], np.zeros(len(trials))
-            spread[expected] = sds
-            gains = self._boxes(seen, hopes, done | running).gains(hopes[ready], spread[ready], self._scaled[place])
-            rates = gains / (self._student_s[place] - seen.epochs[ready] * self._epoch_s[place] + before[place])
+            place, others = seen.places[ready], np.isin(seen.state, ("done", *_AT_WORK))
+            gains = self._boxes(seen, hopes, others).gains(hopes[ready], spread[ready], self._scaled[place])
+            shares = gains / self._volume(seen)
+            rates = shares / (self._student_s[place] - seen.epochs[ready] * self._epoch_s[place] + before[place])
             best = int(np.argmax(rates))
             trial = trials[ready[best]]
-            found.append((rates[best], trial, trial.candidate, gains[best]))
-        if len(untried):
-            mean, sd = model.predict(self._table[untried], self._groups[untried])
-            boxes = self._boxes(seen, hopes, done | expected)
-            gains = boxes.gains(mean, np.hypot(sd, OWN_SD), self._scaled[untried])
-            rates = gains / (self._student_s + before)[untried]
+            found.append((rates[best], trial, trial.candidate, shares[best]))
+        worthy, shares = self._worthy(model, seen, hopes, untried)
+        if len(worthy):
+            rates = shares / (self._student_s + before)[worthy]
             best = int(np.argmax(rates))
-            found.append((rates[best], None, self._space.feasible[untried[best]], gains[best]))
+            found.append((rates[best], None, self._space.feasible[worthy[best]], shares[best]))
         if not found:
             return None
-        _, chosen, candidate, gain = max(found, key=lambda row: row[0])
-        return Move(chosen, candidate, gain / max(self._boxes(seen, hopes, done).hypervolume, 1e-9))
+        _, chosen, candidate, share = max(found, key=lambda row: row[0])
+        return Move(chosen, candidate, share)
+
+    # ---------------------------------------------------------------------------------------- gain
+
+    def _worthy(self, model: Linear, seen: _Seen, hopes: Floats, places: Places) -> tuple[Places, Floats]:
+        """Those of these candidates that are expected to add enough to begin, and each one's share (``Move.share``)."""
+        mean, sd = model.predict(self._table[places], self._groups[places])
+        boxes = self._boxes(seen, hopes, np.isin(seen.state, ("done", "paused", *_AT_WORK)))
+        shares = boxes.gains(mean, np.hypot(sd, OWN_SD), self._scaled[places]) / self._volume(seen)
+        enough = (shares >= self._spec.min_gain) | ~(seen.state == "done").any()
+        return places[enough], shares[enough]
+
+    def _poor(self, trials: Sequence[TrialRecord]) -> list[Candidate]:
+        """The feasible candidates that are not worth their beginning (``min_gain``)."""
+        if self._spec.min_gain == 0:
+            return []
+        seen = self._read([trial for trial in trials if trial.candidate in self._index])
+        model, hopes, _ = self._hopes(seen)
+        every = np.arange(len(self._space.feasible), dtype=np.intp)
+        worthy, _ = self._worthy(model, seen, hopes, every)
+        return [self._space.feasible[place] for place in np.setdiff1d(every, worthy)]
+
+    def _volume(self, seen: _Seen) -> float:
+        """Hypervolume of the front now."""
+        return max(self._boxes(seen, seen.accuracy, seen.state == "done").hypervolume, 1e-9)
 
     # ------------------------------------------------------------------------------------- seconds
 
@@ -243,6 +265,13 @@ class Chooser:
             np.hypot(noise, OWN_SD),
         )
 
+    def _hopes(self, seen: _Seen) -> tuple[Linear, Floats, Floats]:
+        """The model, and (n,) accuracies with their (n,) sd: foretold of trials on their way, 0 sd of others."""
+        model, hopes, spread = self._model(seen), seen.accuracy.copy(), np.zeros(len(seen.accuracy))
+        way = np.isin(seen.state, ("paused", *_AT_WORK))
+        hopes[way], spread[way] = self._foretold(model, seen[way])
+        return model, hopes, spread
+
     def _foretold(self, model: Linear, seen: _Seen) -> tuple[Floats, Floats]:
         """Mean and sd of the accuracy at the end of trials that have not come there.
 
@@ -277,21 +306,6 @@ class Chooser:
         return _RUNG[0] * steps, _RUNG[1]
 
     # ------------------------------------------------------------------------------------ features
-
-    @functools.cached_property
-    def _usable(self) -> list[Earlier]:
-        """Of the earlier jobs, the trials whose candidates the catalogue still holds, with knobs that occur here."""
-        known = {candidate.knobs for candidate in self._space.feasible}
-
-        def usable(candidate: Candidate) -> bool:
-            try:
-                self._space.cost(candidate)
-            except UserError:
-                return False
-            return candidate.knobs in known
-
-        left = [replace(job, trials=tuple(t for t in job.trials if usable(t.candidate))) for job in self._earlier]
-        return [job for job in left if job.trials]
 
     @functools.cached_property
     def _past(self) -> tuple[Floats, Places, Floats]:

@@ -79,7 +79,8 @@ class JobSpec:
             sends on whoever promises most a second, the other samplers about one in ``eta`` (MO-ASHA).
         max_wall_s: Seconds after which the search stops; what has been trained by then is compared and tested.
         max_device_s: The same by the sum of the seconds of all stages that were run for this job.
-        min_gain: Share of the front's hypervolume that a candidate must be expected to add to be begun (``auto``).
+        min_gain: Share of the front's hypervolume that a candidate must be expected to add to be begun, whatever the
+            sampler; the search ends when none is left that does. ``auto`` asks it of trials that wait at a rung too.
         task: Name in the task registry.
         method: Name in the method registry; ``tas`` goes through an assistant.
         knobs: Values that override the method's defaults, by name.

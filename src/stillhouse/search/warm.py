@@ -7,10 +7,14 @@ When each was done, its event says; a job's own ``finished_at`` moves when a use
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from stillhouse.search.domain import Candidate
+from stillhouse.search.errors import UserError
 from stillhouse.search.job import JobRecord, JobSpec, TrialRecord
 from stillhouse.search.ports import Ledger
+from stillhouse.search.space import Space
 
 MOST_JOBS, MOST_TRIALS = 20, 1000
 """That are read, newest jobs first."""
@@ -68,6 +72,21 @@ def recipe(spec: JobSpec) -> dict[str, object]:
     """
     kept = {name: value for name, value in spec.to_json().items() if name not in _NO_RECIPE}
     return kept | {"sends": spec.sends}
+
+
+def usable(jobs: Sequence[Earlier], space: Space) -> list[Earlier]:
+    """Of these jobs, the trials whose candidates the catalogue still holds, with knobs that occur in this space."""
+    known = {candidate.knobs for candidate in space.feasible}
+
+    def kept(candidate: Candidate) -> bool:
+        try:
+            space.cost(candidate)
+        except UserError:
+            return False
+        return candidate.knobs in known
+
+    left = [replace(job, trials=tuple(trial for trial in job.trials if kept(trial.candidate))) for job in jobs]
+    return [job for job in left if job.trials]
 
 
 # ---------------------------------------------------------------------------------------- helpers
