@@ -166,6 +166,32 @@ def test_mentors_that_are_paid_for_cost_nothing():
     assert unpaid(mentors, {key for key, _ in mentors}) == 0
 
 
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "nsga2", "random", "brute_force"])
+def test_what_promises_less_than_the_least_gain_is_passed_over(sampler):
+    """The search goes on with what promises more; it ends when nothing does."""
+    found, least, plain = desk(sampler=sampler, min_gain=0.02, trials=100), 0.02, desk()
+    trials = [trial(found, found.space.feasible[0], 0.7)]
+
+    def shares(begun):
+        """What each candidate that has not begun promises, by the policy when it has no other choice."""
+        left = set(found.space.feasible) - {each.candidate for each in begun}
+        return {each: choose(plain, begun, left_out=left - {each}).share for each in sorted(left)}
+
+    while (promised := shares(trials)) and (move := choose(found, trials)) is not None:
+        assert promised[move.candidate] >= least
+        trials.append(trial(found, move.candidate, 0.7, number=len(trials)))
+    assert promised
+    assert max(promised.values()) < least
+    assert len(trials) > 1
+
+
+def test_before_the_first_model_no_gain_is_asked_for():
+    for sampler in ("auto", "random"):
+        found = desk(sampler=sampler, min_gain=0.99)
+        at_work = [trial(found, found.space.feasible[0], None, epochs=None, state="training")]
+        assert choose(found, at_work) is not None
+
+
 def test_one_ask_takes_little_beside_a_thousand_trials():
     found = desk()
     rng = np.random.default_rng(0)
