@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,39 @@ SHIPPED: dict[str, Json] = json.loads(catalogue.PATH.read_text(encoding="utf-8")
 CHECKS: dict[str, Json] = json.loads(catalogue.CHECKS.read_text(encoding="utf-8"))
 SAMPLE, CHECKED_SAMPLE = 6, 3
 NEAR_THE_BOUND = 0.1
+FAMILIES = {
+    "MobileNet v2": "mobilenetv2_",
+    "MobileNet v3": "mobilenetv3_",
+    "MobileNet v4": "mobilenetv4_",
+    "LCNet": "lcnet_",
+    "TinyNet": "tinynet_",
+    "EfficientNet-lite": "tf_efficientnet_lite",
+    "MNASNet": "mnasnet_",
+    "GhostNet": "ghostnet_",
+    "RepVGG": "repvgg_",
+    "MobileOne": "mobileone_",
+    "RepViT": "repvit_",
+    "ResNet-10t": "resnet10t$",
+    "ResNet-14t": "resnet14t$",
+    "ResNet-18": "resnet18$",
+    "ConvNeXt-atto": "convnext_atto",
+    "ConvNeXt-femto": "convnext_femto",
+    "EfficientViT": "efficientvit_",
+    "FastViT": "fastvit_",
+    "EdgeNeXt": "edgenext_",
+    "MobileViT": "mobilevit_",
+    "ViT-tiny": "vit_tiny_",
+    "DeiT-tiny": "deit_tiny_",
+    "TinyViT": "tiny_vit_",
+}
+"""Families that the catalogue must cover, with how names of each begin in timm."""
 
 
 def test_it_lists_the_curated_networks() -> None:
     assert set(SHIPPED["archs"]) <= set(catalogue.ARCHS)
     assert len(SHIPPED["archs"]) >= 42
+    for family, prefix in FAMILIES.items():
+        assert any(re.match(prefix, name) for name in SHIPPED["archs"]), family
     assert {entry["family"] for entry in SHIPPED["archs"].values()} == {"cnn", "vit"}
     assert SHIPPED["image_sizes"] == [f"{side}x{side}" for side in catalogue.IMAGE_SIZES]
 
@@ -79,6 +108,21 @@ def test_a_random_sample_of_cells_is_what_the_code_counts(record_property: Any) 
         for colour in ("rgb", "grey"):
             counted = zoo.macs_params(arch, classes=37, network_size=size, stem=stem, colour=colour)
             assert shipped.costs(arch, size, stem, 37, colour) == counted, f"{arch} {cell} {colour}, seed {seed}"
+
+
+def test_sizes_that_no_cell_lists_cost_what_the_code_counts(record_property: Any) -> None:
+    seed = secrets.randbelow(2**32)
+    record_property("seed", seed)
+    print(f"sample of sizes drawn with seed {seed}")
+    shipped, rng = Catalogue.from_json(SHIPPED), random.Random(seed)
+    stems = [(arch, stem) for arch, entry in shipped.archs.items() for stem in entry.stems]
+    for arch, stem in rng.sample(stems, 2 * SAMPLE):
+        wanted = Size(rng.randint(32, 216), rng.randint(32, 216))
+        size = shipped.archs[arch].formulas.covering(wanted, stem)
+        if size is not None:
+            for colour in ("rgb", "grey"):
+                counted = zoo.macs_params(arch, classes=37, network_size=size, stem=stem, colour=colour)
+                assert shipped.costs(arch, size, stem, 37, colour) == counted, f"{arch} {size} {stem}, seed {seed}"
 
 
 @pytest.mark.parametrize("arch", sorted(SHIPPED["archs"]))

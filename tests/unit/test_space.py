@@ -5,10 +5,11 @@ import time
 import pytest
 
 from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.curve import ByteCurve
 from stillhouse.search.domain import Budget, Candidate, Cost, Size
 from stillhouse.search.errors import DatasetError, InfeasibleError, UnknownNameError, UserError
 from stillhouse.search.job import JobSpec
-from stillhouse.search.space import ByteCurve, Space, explain_infeasible
+from stillhouse.search.space import Space, explain_infeasible
 
 
 def arch(base, *, stems=("stock",), family="cnn", sizes=(32, 48, 64, 96, 128), bias=True):
@@ -47,6 +48,29 @@ DATA = {
     "weights": {"package": ["small_cnn"], "hub": []},
 }
 CATALOGUE = Catalogue.from_json(DATA)
+
+
+def counted(macs):
+    """The sizes that the shipped catalogue counts, with MACs by height and width; a channel costs one a pixel."""
+    sizes = [(side, side) for side in (32, 48, 64, 96, 112, 128, 160, 192, 224)]
+    sizes += [(3 * side, 4 * side) for side in (16, 24, 32, 48, 56)] + [(9 * side, 16 * side) for side in (4, 6, 8, 14)]
+    cells = {
+        f"{h}x{w}|stock": {"macs": macs(h, w), "params": 1000, "macs_per_channel": h * w, "params_per_channel": 9}
+        for h, w in sizes
+    }
+    return {**arch(1), "cells": cells}
+
+
+OBLONG = Catalogue.from_json(
+    {
+        **DATA,
+        # The MACs of one follow from its grids, those of the other do not: it pads to windows of 56 pixels.
+        "archs": {
+            "even": counted(lambda h, w: 3 * h * w),
+            "odd": counted(lambda h, w: (-(-h // 56)) * (-(-w // 56)) * 9000),
+        },
+    }
+)
 
 
 def row(side, mean, quality=90, fit="squash", codec="jpeg"):
@@ -120,8 +144,43 @@ def test_exact_image_size_of_the_budget_joins_the_catalogues():
     found = space(archs=("small_cnn",), budget=Budget(max_image_size=Size(50, 50)))
     assert {c.network_size.height for c in found.candidates if c.image_size == Size(50, 50)} == {64, 96, 128}
     assert {c.image_size.height for c in found.feasible} == {32, 50}
-    oblong = space(budget=Budget(max_image_size=Size(48, 64)))
-    assert {c.image_size for c in oblong.feasible} == {Size(32, 32)}
+
+
+@pytest.mark.parametrize(
+    ("limit", "teacher", "shaped"),
+    [
+        ("48x64", 192, {"48x64", "36x48"}),  # 24x32 has fewer pixels than the least of the catalogue
+        ("92x112", 192, {"92x112", "68x84", "46x56", "34x42"}),
+        ("112x92", 192, {"112x92", "84x68", "56x46", "42x34"}),
+        ("240x320", 192, {"120x160", "90x120", "60x80"}),  # what is larger than the teacher's is left out
+        ("64x64", 192, set()),
+        ("20x30", 192, {"20x30"}),
+    ],
+)
+def test_an_oblong_limit_joins_with_parts_of_its_shape(limit, teacher, shaped):
+    found = space(catalogue=OBLONG, teacher_size=teacher, budget=Budget(max_image_size=Size.parse(limit)))
+    oblong = {c.image_size for c in found.candidates if c.image_size.height != c.image_size.width}
+    assert {str(size) for size in oblong} == shaped
+    assert {Size(32, 32), Size(64, 64)} <= {c.image_size for c in found.candidates}
+    for picture in oblong:
+        assert found.sent_bytes(picture)[90] == pytest.approx(400 * picture.pixels / 32**2)
+
+
+def test_oblong_pictures_are_computed_at_their_own_shape_where_its_cost_is_known():
+    found = space(catalogue=OBLONG, image_sizes=("92x112",)).candidates
+    grids = {name: [str(c.network_size) for c in found if c.arch == name] for name in OBLONG.archs}
+    assert grids == {"even": ["96x112", "144x168", "184x224"], "odd": ["112x112", "192x192", "224x224"]}
+    costs = {c.network_size: space(catalogue=OBLONG, image_sizes=("92x112",)).cost(c) for c in found}
+    assert costs[Size(96, 112)].macs == 3 * 96 * 112 + 30
+    assert costs[Size(96, 112)].image_size == Size(92, 112)
+    assert costs[Size(96, 112)].params == 1000 + 33
+
+
+def test_grey_pictures_are_computed_at_their_own_shape_too():
+    found = space(GREY, OBLONG, image_sizes=("50x61",), colour="grey", archs=("even",))
+    assert [str(c.network_size) for c in found.candidates] == ["56x64", "80x96", "104x128", "152x184"]
+    assert found.cost(found.candidates[0]).macs == 3 * 56 * 64 + 30 - 2 * 56 * 64
+    assert found.cost(found.candidates[0]).image_bytes == found.sent_bytes(Size(50, 61))[90]
 
 
 @pytest.mark.parametrize(

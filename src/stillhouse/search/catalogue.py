@@ -7,6 +7,7 @@ same MACs and parameters, whatever the head. They are those of RGB pictures; for
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from importlib import resources
 
 from stillhouse.search.domain import Json, Size
 from stillhouse.search.errors import UnknownNameError, UserError
+from stillhouse.search.formula import Formulas
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,23 @@ class Arch:
         if self.family != "vit":
             return 1
         return math.gcd(*(side for size, stem in self.cells if stem == "stock" for side in (size.height, size.width)))
+
+    def body(self, size: Size, stem: str) -> tuple[int, int] | None:
+        """(MACs, parameters) for RGB pictures, as counted or as the counted sizes tell them; None where they do not."""
+        return self.cells.get((size, stem)) or self.formulas.at(size, stem)
+
+    def channel(self, size: Size, stem: str) -> tuple[int, int] | None:
+        """The same of each channel of the picture."""
+        return self.per_channel.get((size, stem)) or self._channel_formulas.at(size, stem)
+
+    @functools.cached_property
+    def formulas(self) -> Formulas:
+        """Costs of the body at sizes that are no cells."""
+        return Formulas(self.cells)
+
+    @functools.cached_property
+    def _channel_formulas(self) -> Formulas:
+        return Formulas(self.per_channel)
 
 
 @dataclass(frozen=True)
@@ -124,13 +143,11 @@ class Catalogue:
         """
         self.check_arch(arch, colour)
         entry = self.archs[arch]
-        if (network_size, stem) not in entry.cells:
+        body, one = entry.body(network_size, stem), (0, 0) if colour == "rgb" else entry.channel(network_size, stem)
+        if body is None or one is None:
             known = [f"{size}|{name}" for size, name in entry.cells]
             raise UnknownNameError.among(f"network size and stem of {arch}", f"{network_size}|{stem}", known)
-        macs, params = entry.cells[network_size, stem]
-        if colour == "grey":
-            one = entry.per_channel[network_size, stem]
-            macs, params = macs - 2 * one[0], params - 2 * one[1]
+        macs, params = body[0] - 2 * one[0], body[1] - 2 * one[1]
         return macs + entry.macs_per_class * classes, params + entry.params_per_class * classes
 
     def reads(self, name: str, colour: str) -> bool:

@@ -3,12 +3,11 @@
 =============  =========================================================================
 image size     what the device captures and sends; decides ``image_bytes``
 network size   what the network computes at; decides MACs. 1 to 4 times the image size
-curve          mean bytes per picture, measured on the user's own pictures at some sizes
+curve          mean bytes per picture, from the user's own pictures
 =============  =========================================================================
 
-Bytes between two measured sizes are read off a straight line in log bytes over log pixels (payload
-grows like a power of the pixels), between two measured qualities in log bytes over quality. Beyond
-the measured range the last piece is prolonged, and ``extrapolated`` says so.
+A network computes at the sizes that the catalogue counted; for oblong pictures also at sizes of their own shape, where
+those counted tell the costs exactly (``formula``).
 """
 
 from __future__ import annotations
@@ -23,12 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.search.catalogue import Catalogue, by_pixels
+from stillhouse.search.curve import ByteCurve
 from stillhouse.search.domain import Budget, Candidate, Cost, Json, Size
-from stillhouse.search.errors import DatasetError, InfeasibleError, UserError
+from stillhouse.search.errors import InfeasibleError, UserError
 from stillhouse.search.job import JobSpec
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0)
 """How much larger than the picture the network may compute; more adds MACs and nothing to see."""
+
+PARTS = (3 / 4, 1 / 2, 3 / 8, 1 / 4)
+"""Of the sides of the largest picture that may be sent, where it is oblong: smaller pictures of its shape."""
 
 SAME_SHAPE = 1.04
 """How much a picture may be stretched to a network size of its own shape, one side against the other."""
@@ -181,7 +184,10 @@ class Space:
         return self._image_bytes[size]
 
     def _image_sizes(self) -> list[Size]:
-        """The job's own sizes, else the catalogue's up to the teacher's side and the budget's exact one."""
+        """The job's own sizes; else the catalogue's, with the budget's own and parts of its shape.
+
+        Those that nobody named are no larger than the teacher's.
+        """
         grids = {size for arch in self._archs for size in self._network_sizes(arch)}
         named = [Size.parse(text) for text in self.spec.image_sizes]
         for size in named:
@@ -193,33 +199,35 @@ class Space:
         if named:
             return sorted(set(named), key=by_pixels)
         teacher = Size(self.spec.teacher_size, self.spec.teacher_size)
-        sizes = {size for size in self.catalogue.image_sizes if size.ratio(teacher) <= 1}
-        limit = self.spec.budget.max_image_size
-        if limit is not None and limit.height == limit.width and limit.ratio(teacher) <= 1:
-            sizes.add(limit)
-        return sorted(sizes, key=by_pixels)
+        sizes = {*self.catalogue.image_sizes, *_shaped(self.spec.budget.max_image_size, self.catalogue.image_sizes)}
+        return sorted((size for size in sizes if size.ratio(teacher) <= 1), key=by_pixels)
 
     def _network_sizes(self, arch: str) -> list[Size]:
         return sorted({size for size, _ in self.catalogue.archs[arch].cells}, key=by_pixels)
 
     def _cells(self, arch: str, image: Size) -> list[Candidate]:
-        """For each factor the smallest network size that reaches it, up to 4 times the picture; all stems."""
-        entry, sizes = self.catalogue.archs[arch], self._grids(arch, image)
-        chosen: dict[Size, None] = {}
-        for factor in FACTORS:
-            size = next((size for size in sizes if _scaled(image, factor).ratio(size) <= 1), None)
-            if size is not None:
-                chosen[size] = None
-        return [
-            Candidate(arch, image, size, stem) for size in chosen for stem in entry.stems if (size, stem) in entry.cells
-        ]
+        """For each factor and stem the smallest network size that reaches it, up to 4 times the picture."""
+        stems = self.catalogue.archs[arch].stems
+        chosen: dict[tuple[Size, str], None] = {}
+        for stem in stems:
+            sizes = self._grids(arch, stem, image)
+            for factor in FACTORS:
+                size = next((size for size in sizes if _scaled(image, factor).ratio(size) <= 1), None)
+                if size is not None:
+                    chosen[size, stem] = None
+        ordered = sorted(chosen, key=lambda cell: (by_pixels(cell[0]), stems.index(cell[1])))
+        return [Candidate(arch, image, size, stem) for size, stem in ordered]
 
-    def _grids(self, arch: str, image: Size) -> list[Size]:
+    def _grids(self, arch: str, stem: str, image: Size) -> list[Size]:
         """Network sizes from the picture's to 4 times that, of its own shape; squares where there are none."""
-        largest = _scaled(image, FACTORS[-1])
-        sizes = [size for size in self._network_sizes(arch) if image.ratio(size) <= 1 and size.ratio(largest) <= 1]
-        own = [size for size in sizes if _stretch(image, size) <= SAME_SHAPE]
-        return own or [size for size in sizes if size.height == size.width]
+        entry, largest = self.catalogue.archs[arch], _scaled(image, FACTORS[-1])
+        listed = sorted({size for size, name in entry.cells if name == stem}, key=by_pixels)
+        sizes = [size for size in listed if image.ratio(size) <= 1 and size.ratio(largest) <= 1]
+        own = {size for size in sizes if _stretch(image, size) <= SAME_SHAPE}
+        if image.height != image.width:
+            covering = (entry.formulas.covering(_scaled(image, factor), stem) for factor in FACTORS)
+            own |= {size for size in covering if size is not None}
+        return sorted(own, key=by_pixels) or [size for size in sizes if size.height == size.width]
 
 
 class Neighbourhood:
@@ -260,58 +268,6 @@ class Neighbourhood:
         return (*sides, math.nan if macs is None else math.log2(macs) / 2)
 
 
-class ByteCurve:
-    """Mean bytes per picture over image size, for one fit, codec, quality and colour.
-
-    Args:
-        rows: Measured ``{colour, fit, size, codec, quality, mean_bytes}``; rows without a colour are of ``rgb``.
-        fit, codec, quality, colour: What the device does.
-
-    Raises:
-        DatasetError: No such rows, or a quality that one measured quality cannot tell.
-    """
-
-    def __init__(
-        self, rows: Sequence[Mapping[str, Json]], *, fit: str, codec: str, quality: int, colour: str = "rgb"
-    ) -> None:
-        measured: dict[Size, dict[float, float]] = {}
-        for row in rows:
-            if (row.get("colour", "rgb"), row["fit"], row["codec"]) == (colour, fit, codec):
-                measured.setdefault(Size.parse(row["size"]), {})[float(row["quality"])] = math.log(row["mean_bytes"])
-        if not measured:
-            raise DatasetError(
-                f"bytes per picture were not measured for {colour}, fit {fit} and codec {codec} on this data set; "
-                "ingest it again, or choose another colour, fit or codec"
-            )
-        self._points: dict[float, float] = {}
-        for size, by_quality in sorted(measured.items()):
-            if len(by_quality) == 1 and quality not in by_quality:
-                only = next(iter(by_quality))
-                raise DatasetError(
-                    f"bytes per picture at {size} were measured at {codec} quality {only:g} only, which does not "
-                    f"tell quality {quality}; choose quality {only:g}, or ingest the data set again"
-                )
-            self._points.setdefault(math.log(size.pixels), _line(quality, by_quality))
-
-    def bytes(self, size: Size) -> float:
-        """Mean bytes of a picture of this size.
-
-        Raises:
-            DatasetError: Another size than the only one measured.
-        """
-        at = math.log(size.pixels)
-        if len(self._points) == 1 and at not in self._points:
-            raise DatasetError(
-                f"bytes per picture were measured at one size only, which does not tell {size}; "
-                "ingest the data set again"
-            )
-        return math.exp(_line(at, self._points))
-
-    def extrapolated(self, size: Size) -> bool:
-        """True outside the measured sizes."""
-        return not min(self._points) <= math.log(size.pixels) <= max(self._points)
-
-
 def explain_infeasible(costs: Sequence[tuple[Candidate, Cost]], budget: Budget) -> str:
     """Says why none of these candidates meets the budget, and what the nearest would need.
 
@@ -349,6 +305,17 @@ def explain_infeasible(costs: Sequence[tuple[Candidate, Cost]], budget: Budget) 
 # ---------------------------------------------------------------------------------------- helpers
 
 
+def _shaped(limit: Size | None, listed: Sequence[Size]) -> list[Size]:
+    """The largest size that may be sent; if it is oblong, parts of it down to the pixels of the least listed size.
+
+    Sides of parts are even, for codecs that halve the colour.
+    """
+    if limit is None or limit.height == limit.width:
+        return [] if limit is None else [limit]
+    parts = [Size(max(1, int(limit.height * part / 2) * 2), max(1, int(limit.width * part / 2) * 2)) for part in PARTS]
+    return [limit, *(size for size in parts if size.pixels >= min(listed, key=by_pixels).pixels)]
+
+
 def _classes(summary: Mapping[str, Json], spec: JobSpec) -> int:
     there = len(summary["classes"])
     if spec.classes is not None and spec.classes > there:
@@ -364,16 +331,6 @@ def _stretch(image: Size, grid: Size) -> float:
     """How much more one side grows than the other, at least 1."""
     ratio = (grid.height / image.height) / (grid.width / image.width)
     return max(ratio, 1 / ratio)
-
-
-def _line(at: float, points: Mapping[float, float]) -> float:
-    """Piecewise linear through the points (two at least, unless ``at`` is one); the end pieces go on."""
-    if at in points:
-        return points[at]
-    places = sorted(points)
-    right = min(max(1, sum(place < at for place in places)), len(places) - 1)
-    low, high = places[right - 1], places[right]
-    return points[low] + (points[high] - points[low]) * (at - low) / (high - low)
 
 
 def _needed(name: str, value: Size | float) -> Size | float:
