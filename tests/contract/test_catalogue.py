@@ -19,7 +19,7 @@ from stillhouse.distill import catalogue, zoo
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Json, Size
 from stillhouse.search.errors import StageError, UserError
-from stillhouse.service import cell_check
+from stillhouse.service import cell_check, worker
 from stillhouse.service.cell_check import LEAST_LIKENESS, STEPS, Verdict, cells_of, check_cell
 
 SHIPPED: dict[str, Json] = json.loads(catalogue.PATH.read_text(encoding="utf-8"))
@@ -194,6 +194,44 @@ def test_what_failed_is_left_out() -> None:
     shipped = {(arch, stem) for arch, entry in SHIPPED["archs"].items() for stem in entry["stems"]}
     assert shipped == {tuple(name.split("|")[:2]) for name in CHECKS["cells"]} - failed
     assert catalogue.refused({"cells": {"a|b|1x1": {"builds": True, "trains": True, "exports": False}}}) == {("a", "b")}
+
+
+def test_what_failed_is_told_by_stem_and_precision() -> None:
+    passed = dict.fromkeys(STEPS, True)
+    fp16, both = (
+        "fp16: logits are not finite",
+        "fp16: no such operator; twice; int8: the cosine must be >= 0.6, but is 0.1",
+    )
+    cells = {
+        "a|stock|64x64": passed | {"int8": False, "fp16": False, "reason": both},
+        "b|stock|64x64": passed,
+        "b|stride1|32x32": passed | {"fp16": False, "reason": fp16},
+        "b|stride1|36x64": passed,
+        "c|stock|64x64": {"builds": True, "reason": "trains: a gradient is not finite (loss 3: nan)"},
+    }
+    assert catalogue.lacking({"cells": cells}) == {
+        "a": {"stock": {"fp16": "no such operator; twice", "int8": "the cosine must be >= 0.6, but is 0.1"}},
+        "b": {"stride1": {"fp16": "logits are not finite"}},
+    }
+    assert catalogue.excluded({"cells": cells}) == {"c": {"stock": "trains: a gradient is not finite (loss 3: nan)"}}
+
+
+def test_what_is_published_says_what_failed() -> None:
+    published = worker.catalogue()
+    told = {
+        (arch, stem, precision)
+        for arch, entry in published["archs"].items()
+        for stem, lacks in entry["lacks"].items()
+        for precision in lacks
+    }
+    assert told == {
+        (*name.split("|")[:2], step)
+        for name, cell in CHECKS["cells"].items()
+        for step in ("fp16", "int8")
+        if not cell[step] and tuple(name.split("|")[:2]) not in catalogue.refused(CHECKS)
+    }
+    excluded = {(arch, stem) for arch, stems in published["excluded"].items() for stem in stems}
+    assert excluded == catalogue.refused(CHECKS)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from stillhouse.distill import catalogue
@@ -14,6 +15,7 @@ from stillhouse.search.domain import Size
 from stillhouse.service import cell_check, worker
 from stillhouse.service.cell_check import STEPS, Verdict
 from stillhouse.service.cli import app
+from stillhouse.service.cli_catalogue import show
 from stillhouse.service.settings import Settings
 
 NAME = "lcnet_150"
@@ -44,6 +46,63 @@ def test_a_check_shows_a_line_a_cell(monkeypatch: pytest.MonkeyPatch, home: Path
     assert stock.count("yes") == 5 and "64x64" in stock
     assert "exports: no stride1" in done.output
     assert not home.exists()
+
+
+def test_reasons_are_printed_below_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    verdicts(monkeypatch, ("stride1",))
+    done = CliRunner().invoke(app, ["catalogue", "check", NAME])
+    assert "stride1 32x32: exports: no stride1" in done.output.splitlines()
+    assert "reason" not in done.output
+
+
+def test_the_list_says_what_failed_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = {"macs_per_class": 1, "params_per_class": 1}
+    cells = {"32x32|stock": {"macs": 1, "params": 1}, "224x224|stock": {"macs": 9, "params": 1}}
+    entry = {"family": "cnn", "stems": ["stock"], **costs, "cells": cells}
+    why = {"stock": {"fp16": "logits are not finite", "int8": "too far from " + "what fp32 says " * 20}}
+    show(
+        {
+            "names": [],
+            "image_sizes": [],
+            "archs": {"good_net": entry, "half_net": entry | {"lacks": why}},
+            "excluded": {"bad_net": {"stock": "builds: no convolution"}},
+            "weights": {"package": ["good_net"]},
+        },
+        Console(width=100),
+    )
+    lines = capsys.readouterr().out.splitlines()
+    (good,) = [line.split() for line in lines if line.split()[:1] == ["good_net"]]
+    (half,) = [line.split() for line in lines if line.split()[:2] == ["half_net", "cnn"]]
+    tail = ["trained", "weights"]
+    assert good == ["good_net", "cnn", "stock", "32x32", "to", "224x224", "fp32", "fp16", "int8", *tail]
+    assert half[-3:] == ["fp32", "random", "weights"]
+    assert "  bad_net stock: builds: no convolution" in lines
+    assert "  half_net stock: fp16: logits are not finite" in lines
+    assert any(line.startswith("  half_net stock: int8: too far") for line in lines)
+
+
+def test_the_command_lists_what_is_published(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    published = worker.catalogue()
+    monkeypatch.setattr("stillhouse.service.wiring.worker_catalogue", lambda _: published)
+    done = CliRunner().invoke(app, ["catalogue", "list"])
+    assert done.exit_code == 0, done.output
+    listed = {line.split()[0] for line in done.output.splitlines() if line.strip()}
+    assert set(published["archs"]) <= listed
+    assert "excluded:" in done.output
+
+
+def test_what_an_added_network_lacks_is_published(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    def check(_arch: str, _size: Size, stem: str) -> Verdict:
+        if stem == "stride1":
+            return Verdict(frozenset(STEPS[:2]), {"exports": "no stride1"}, {}, 1.0)
+        return Verdict(frozenset(STEPS) - {"fp16"}, {"fp16": "logits are not finite"}, {}, 1.0)
+
+    monkeypatch.setattr(cell_check, "check_cell", check)
+    assert CliRunner().invoke(app, ["catalogue", "add", NAME]).exit_code == 0
+    found = worker.catalogue(home)
+    assert found["archs"][NAME]["lacks"] == {"stock": {"fp16": "logits are not finite"}}
+    assert found["excluded"][NAME] == {"stride1": "exports: no stride1"}
 
 
 def test_what_cannot_be_a_student_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from instant import drive, honest, setup
+from instant import catalogue, drive, honest, setup
 from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Budget, Deployment, Json, StageKind, StagePlan, StageResult
 from stillhouse.search.job import UNMET
@@ -227,3 +227,20 @@ def test_a_family_survives_a_new_controller_at_each_step(slots: int) -> None:
     assert ledger.job(job.id).state == "done"
     assert len({plan.key for plan in engine.done}) == len(engine.done), "nothing is done twice"
     assert sum(not d.is_baseline for d in ledger.deployments(job.id)) == 3 * 4
+
+
+def test_a_precision_whose_check_failed_is_never_made_and_the_family_says_why() -> None:
+    ledger, job, engine, controller = setup(work(), trials=1, archs=("small",), budget=Budget(max_latency_ms=11), **ALL)
+    known = catalogue()
+    lacks = {stem: {"int8": "the cosine must be >= 0.6, but is 0.1"} for stem in ("stock", "stride1")}
+    known["archs"]["small"]["lacks"] = lacks
+    ledger.publish_catalogue(known)
+    assert drive(controller, ledger, job.id) == "done", ledger.job(job.id).reason
+    made = {plan.spec["precision"] for plan in engine.done if plan.kind is StageKind.EXPORT}
+    assert made == {"fp32", "fp16"}, "neither of the trained network nor of the untrained one"
+    family = by_point(ledger, job.id)
+    assert {precision for precision, _ in family} == {"fp32"}, "fp16 takes longer here"
+    assert family["fp32", 90].details["left_out"] == {
+        "int8": "its check failed: the cosine must be >= 0.6, but is 0.1",
+        "fp16": "15.00 ms on local, where fp32 takes 10.00 ms, and the job asks for neither a small file nor little memory",
+    }

@@ -44,6 +44,22 @@ def test_a_tas_trial_goes_from_teacher_to_measured_file() -> None:
         known.add(stage.key)
 
 
+LACKING = {**CATALOGUE, "archs": {"lcnet_050": {"lacks": {"stride1": {"fp16": "logits are not finite"}}}}}
+
+
+def test_a_precision_that_the_network_lacks_is_not_planned() -> None:
+    plain, lacking = planner(), dataclasses.replace(planner(), catalogue=LACKING)
+    assert lacking.precisions(SMALL) == tuple(lacking.family(SMALL)) == ("fp32", "int8")
+    assert tuple(plain.family(SMALL)) == ("fp32", "fp16", "int8")
+    other = dataclasses.replace(SMALL, stem="stock")
+    assert tuple(lacking.family(other)) == ("fp32", "fp16", "int8"), "in this stem it works"
+    assert plain.training(SMALL).last.key == lacking.training(SMALL).last.key, "what can be made is made as before"
+    costing = [lacking.costing(SMALL, name).stages for name in ("fp32", "fp16", "int8")]
+    assert kinds(costing[1]) == ["export", "measure"]
+    assert costing[0] == costing[1] != costing[2]
+    assert lacking.training(SMALL).stages[-2].hints["lacks"] == {"fp16": "logits are not finite"}
+
+
 def test_one_assistant_serves_two_sizes_and_stems() -> None:
     other = dataclasses.replace(SMALL, image_size=Size(48, 48), stem="stock")
     first, second = (planner().training(c).stages for c in (SMALL, other))

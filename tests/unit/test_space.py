@@ -270,6 +270,22 @@ GREY = {
 }
 
 
+def test_precisions_that_a_network_lacks_bound_no_file():
+    lacking = {**DATA["archs"]["small_cnn"], "lacks": {"stride1": {"int8": "too far from fp32"}}}
+    catalogue = Catalogue.from_json({**DATA, "archs": {"small_cnn": lacking}})
+    found = space(catalogue=catalogue, precisions=("fp32", "fp16", "int8"))
+    stock, fine = (candidate("small_cnn", 64, 64, stem) for stem in ("stock", "stride1"))
+    assert (found.precisions(stock), found.precisions(fine)) == (("fp32", "fp16", "int8"), ("fp32", "fp16"))
+    assert found.bound(stock).model_bytes == math.ceil(0.9 * 100_033)
+    assert found.bound(fine).model_bytes == math.ceil(1.8 * 100_033)
+
+
+def test_a_network_that_failed_its_check_is_refused_with_the_reason():
+    catalogue = Catalogue.from_json({**DATA, "excluded": {"huge_teacher": {"stock": "exports: no such operator"}}})
+    with pytest.raises(UserError, match=r"huge_teacher failed its check.*stem stock: exports: no such operator"):
+        space(catalogue=catalogue, archs=("huge_teacher",))
+
+
 def test_grey_costs_two_channels_less_and_the_bytes_of_grey_files():
     catalogue, wanted = with_grey(DATA, DATA["archs"]), candidate("small_cnn", 64, 64, "stride1")
     colour, grey = (space(GREY, catalogue, colour=name).cost(wanted) for name in ("rgb", "grey"))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ import timm
 import torch
 
 from stillhouse.distill import zoo
-from stillhouse.search.domain import Json, Size
+from stillhouse.search.domain import PRECISIONS, Json, Size
 from stillhouse.search.errors import StageError
 
 PATH = Path(__file__).parents[1] / "search" / "catalogue.json"
@@ -108,6 +109,7 @@ _PER_CHANNEL = ("macs_per_channel", "params_per_channel")
 _NEEDED = ("builds", "trains", "exports")
 """Checks without which an architecture in a stem is no candidate."""
 
+_STEP = re.compile(rf"(?:^|; )({'|'.join((*_NEEDED, *PRECISIONS[1:]))}): ")
 
 _TIMM_ERRORS = (StageError, RuntimeError, ValueError, AssertionError, TypeError)
 """timm's networks have no error type of their own."""
@@ -180,6 +182,26 @@ def refused(checks: Mapping[str, Json]) -> set[tuple[str, str]]:
     }
 
 
+def excluded(checks: Mapping[str, Json]) -> dict[str, dict[str, str]]:
+    """Architecture -> stem -> why it is no candidate, of those ``refused``."""
+    found: dict[str, dict[str, str]] = {}
+    for arch, stem, reasons in _failures(checks):
+        whys = [f"{step}: {why}" for step, why in reasons.items() if step in _NEEDED]
+        if whys:
+            found.setdefault(arch, {}).setdefault(stem, "; ".join(whys))
+    return found
+
+
+def lacking(checks: Mapping[str, Json]) -> dict[str, dict[str, dict[str, str]]]:
+    """Architecture -> stem -> precision -> why no file of it works; a stem that fails at one size counts as failing."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for arch, stem, reasons in _failures(checks):
+        for step, why in reasons.items():
+            if step in PRECISIONS[1:]:
+                found.setdefault(arch, {}).setdefault(stem, {}).setdefault(step, why)
+    return found
+
+
 def generate(archs: Iterable[str] = ARCHS) -> dict[str, Json]:
     """The catalogue as ``search.catalogue`` reads it; the same in every process with the same libraries."""
     failed = refused(json.loads(CHECKS.read_text(encoding="utf-8")))
@@ -230,6 +252,14 @@ def code_digests() -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------- helpers
+
+
+def _failures(checks: Mapping[str, Json]) -> Iterable[tuple[str, str, dict[str, str]]]:
+    """(architecture, stem, step -> why it failed) of each cell; ``reason`` holds them as ``step: why; step: why``."""
+    for name, verdict in checks["cells"].items():
+        arch, stem = name.split("|")[:2]
+        parts = _STEP.split(verdict.get("reason", ""))[1:]
+        yield arch, stem, dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _counted(arch: str, size: Size, stem: str) -> dict[str, int] | None:

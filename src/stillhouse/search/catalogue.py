@@ -30,6 +30,7 @@ class Arch:
         cells: (network size, stem) -> (MACs, parameters) of the body, for RGB pictures.
         per_channel: (network size, stem) -> (MACs, parameters) of each channel of the picture; empty where the
             architecture reads RGB only.
+        lacks: Stem -> precision -> why no file of it works; fp32 always does.
     """
 
     family: str
@@ -38,6 +39,7 @@ class Arch:
     params_per_class: int
     cells: Mapping[tuple[Size, str], tuple[int, int]]
     per_channel: Mapping[tuple[Size, str], tuple[int, int]] = field(default_factory=dict)
+    lacks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Arch:
@@ -56,6 +58,7 @@ class Arch:
             params_per_class=int(data["params_per_class"]),
             cells=cells,
             per_channel=per_channel,
+            lacks=data.get("lacks", {}),
         )
 
     @property
@@ -93,6 +96,7 @@ class Catalogue:
         image_sizes: Picture sizes that a search considers, smallest first.
         code: Stage kind -> digest of the code that decides its result.
         pretrained: Networks that start from trained weights where the workers run, as far as published.
+        excluded: Network -> stem -> why it is no candidate: its check failed.
     """
 
     names: frozenset[str]
@@ -100,6 +104,7 @@ class Catalogue:
     image_sizes: tuple[Size, ...]
     code: Mapping[str, str] = field(default_factory=dict)
     pretrained: frozenset[str] = frozenset()
+    excluded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Catalogue:
@@ -110,6 +115,7 @@ class Catalogue:
             image_sizes=tuple(sorted({Size.parse(size) for size in data["image_sizes"]}, key=by_pixels)),
             code=dict(data.get("code", {})),
             pretrained=frozenset(name for source in data.get("weights", {}).values() for name in source),
+            excluded=data.get("excluded", {}),
         )
 
     @classmethod
@@ -159,8 +165,11 @@ class Catalogue:
 
         Raises:
             UnknownNameError: They are not known at all; with near names.
-            UserError: They are known for RGB only.
+            UserError: They are known for RGB only, or the network failed its check.
         """
+        if name not in self.archs and name in self.excluded:
+            whys = "; ".join(f"stem {stem}: {why}" for stem, why in self.excluded[name].items())
+            raise UserError(f"{name} failed its check, so it cannot be a student ({whys}); choose another architecture")
         if name not in self.archs:
             what = "student architecture (it can be a teacher only)" if name in self.names else "architecture"
             raise UnknownNameError.among(what, name, self.archs)

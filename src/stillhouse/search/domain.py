@@ -109,7 +109,8 @@ class StagePlan:
         spec: JSON parameters of the work.
         inputs: Role -> key of the stage whose result is read under that role.
         code: Digest of the code that does the work (from the catalogue).
-        hints: What decides no more than rounding: a path, whether to compile. Not in the key.
+        hints: What decides no more than rounding (a path, whether to compile), and notes for who reads it. Not in the
+            key.
     """
 
     kind: StageKind

@@ -127,7 +127,7 @@ class Prices:
     def student(self, candidate: Candidate, epochs: int) -> float:
         """From its student's start, or what is left after so many epochs, to a measured file."""
         spec = self._planner.spec
-        files = EXPORT_S + MEASURE_S + (len(spec.precisions) - 1) * (CONVERT_S + MEASURE_S)
+        files = EXPORT_S + MEASURE_S + (len(self._planner.precisions(candidate)) - 1) * (CONVERT_S + MEASURE_S)
         return (spec.epochs.student - epochs) * self._priced(candidate)[1] + files
 
     def mentors(self, candidate: Candidate) -> Mentors:

@@ -147,8 +147,9 @@ Figures = Mapping[Candidate, Mapping[str, Cost]]
 
 def device_figures(ledger: Ledger, planner: Planner, candidates: Iterable[Candidate]) -> Figures:
     """What has been measured of untrained networks on the job's device, read in one question to the ledger."""
-    names = planner.spec.precisions
-    keys = {planner.costing(each, name).last.key: (each, name) for each in candidates for name in names}
+    keys = {
+        planner.costing(each, name).last.key: (each, name) for each in candidates for name in planner.precisions(each)
+    }
     found: dict[Candidate, dict[str, Cost]] = {}
     for key, stage in ledger.stages(keys).items():
         if stage.result is not None:
@@ -196,13 +197,13 @@ def estimate(space: Space, measured: Figures) -> Estimate:
 
 def _option(space: Space, candidate: Candidate, measured: Mapping[str, Cost]) -> Option:
     """At the first precision that is known to fit; else at the first, unless one that may fit was not measured."""
-    bound = space.bound(candidate)
-    names = [name for name in space.spec.precisions if name in measured]
+    bound, precisions = space.bound(candidate), space.precisions(candidate)
+    names = [name for name in precisions if name in measured]
     costs = [bound.merged(measured[name]) for name in names]
     fits = next((cost for cost in costs if not space.spec.budget.excess(cost)), None)
     if fits is not None:
         return Option(candidate, fits, measured=True)
-    if len(costs) < len(space.spec.precisions):
+    if len(costs) < len(precisions):
         return Option(candidate, bound, measured=False)
     return Option(candidate, costs[0], measured=True)
 

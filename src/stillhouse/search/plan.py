@@ -97,8 +97,17 @@ class Planner:
 
     # ------------------------------------------------------------------------------------- costs
 
+    def precisions(self, candidate: Candidate) -> tuple[str, ...]:
+        """Those of the job that the network has files of, what is trained first."""
+        lacks = self._lacks(candidate)
+        return tuple(name for name in self.spec.precisions if name not in lacks)
+
     def costing(self, candidate: Candidate, precision: str = PRECISIONS[0]) -> TrialPlan:
-        """Costs on the device, from an untrained export: no picture is read, nothing is trained."""
+        """Costs on the device, from an untrained export: no picture is read, nothing is trained.
+
+        At a precision that the network lacks they are those of the file as trained, which stands in for it.
+        """
+        precision = PRECISIONS[0] if precision in self._lacks(candidate) else precision
         spec = self._network(candidate) | {"precision": PRECISIONS[0]}
         exports = self._converted(candidate, self._stage(StageKind.EXPORT, spec), precision, {})
         return TrialPlan(candidate, (*exports, self._measure(candidate, exports[-1], split=None, latency=True)))
@@ -112,8 +121,8 @@ class Planner:
         return self._measured(candidate, method, precision, split="val", latency=latency)
 
     def family(self, candidate: Candidate) -> dict[str, tuple[StagePlan, ...]]:
-        """``training`` of the job's own method at each of the job's precisions, by name; what is trained first."""
-        return {name: self.training(candidate, precision=name).stages for name in self.spec.precisions}
+        """``training`` of the job's own method at each of its ``precisions``, by name; what is trained first."""
+        return {name: self.training(candidate, precision=name).stages for name in self.precisions(candidate)}
 
     def rung(self, candidate: Candidate, until: int) -> TrialPlan:
         """The stages up to a student that is trained for the first ``until`` epochs of its schedule."""
@@ -202,9 +211,13 @@ class Planner:
         return self._stage(StageKind.ASSISTANT, spec, {"dataset": self.dataset_key, "targets": targets.key})
 
     def export(self, candidate: Candidate, student: StagePlan) -> StagePlan:
-        """The student as an ONNX file, checked against torch on pictures of the data set."""
-        spec = self._network(candidate) | {"precision": PRECISIONS[0]}
-        return self._stage(StageKind.EXPORT, spec, {"model": student.key, "dataset": self.dataset_key})
+        """The student as an ONNX file, checked against torch on pictures of the data set.
+
+        Which precisions cannot be made of it, and why, is a hint, for whoever reads what has come of it.
+        """
+        spec, lacks = self._network(candidate) | {"precision": PRECISIONS[0]}, self._lacks(candidate)
+        stage = self._stage(StageKind.EXPORT, spec, {"model": student.key, "dataset": self.dataset_key})
+        return replace(stage, hints={**stage.hints, "lacks": dict(lacks)}) if lacks else stage
 
     def _converted(
         self, candidate: Candidate, export: StagePlan, precision: str, inputs: Mapping[str, str]
@@ -232,6 +245,12 @@ class Planner:
         return TrialPlan(candidate, (*student, *exports, measure))
 
     # ----------------------------------------------------------------------------------- helpers
+
+    def _lacks(self, candidate: Candidate) -> Mapping[str, str]:
+        """Precision -> why the catalogue's check of this network's files failed."""
+        entry = self.catalogue.get("archs", {}).get(candidate.arch, {})
+        found: Mapping[str, str] = entry.get("lacks", {}).get(candidate.stem, {})
+        return found
 
     def _probe(self, features: str) -> tuple[StagePlan, ...]:
         """Looks inside an untrained teacher for what will be read there: seconds, before hours.

@@ -21,7 +21,7 @@ def retry(ledger: Ledger, job: JobRecord) -> JobRecord:
     for trial in ledger.trials(job.id):
         rungs = [plan.rung(trial.candidate, level) for level in plan.levels[:-1]]
         stages: list[StagePlan] = [stage for rung in rungs for stage in rung.stages]
-        for precision in job.spec.precisions:
+        for precision in plan.precisions(trial.candidate):
             stages += plan.costing(trial.candidate, precision).stages
             for method in (job.spec.method, *baselines(job.spec, plan.catalogue).values()):
                 stages += plan.training(trial.candidate, method, precision).stages

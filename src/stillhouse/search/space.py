@@ -92,9 +92,14 @@ class Space:
         return self._costs.get(plain) or self._compute(plain)
 
     def bound(self, candidate: Candidate) -> Cost:
-        """``cost`` with the least that the model file can take, at the job's lowest precision, as ``model_bytes``."""
-        cost, least = self.cost(candidate), min(BYTES_PER_PARAM[name] for name in self.spec.precisions)
+        """``cost`` with the least that the model file can take, at its lowest precision, as ``model_bytes``."""
+        cost, least = self.cost(candidate), min(BYTES_PER_PARAM[name] for name in self.precisions(candidate))
         return dataclasses.replace(cost, model_bytes=math.ceil(least * (cost.params or 0)))
+
+    def precisions(self, candidate: Candidate) -> tuple[str, ...]:
+        """Those of the job that the network has files of."""
+        lacks = self.catalogue.archs[candidate.arch].lacks.get(candidate.stem, {})
+        return tuple(name for name in self.spec.precisions if name not in lacks)
 
     def macs(self, candidate: Candidate) -> int | None:
         """MACs of a candidate of this space; None for a combination that is no cell."""

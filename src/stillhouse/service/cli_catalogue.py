@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from stillhouse.search.catalogue import Catalogue
-from stillhouse.search.domain import Json
+from stillhouse.search.catalogue import Catalogue, by_pixels
+from stillhouse.search.domain import PRECISIONS, Json
 from stillhouse.search.errors import StageError, UserError
 from stillhouse.service.own_networks import add_own_network
 from stillhouse.service.settings import Settings
+from stillhouse.service.wiring import Platform
 
 Name = Annotated[str, typer.Argument(help="A network's name in timm, such as mobilenetv3_rw.")]
 
@@ -22,6 +24,12 @@ Name = Annotated[str, typer.Argument(help="A network's name in timm, such as mob
 def commands(messages: Callable[[], AbstractContextManager[None]]) -> typer.Typer:
     """The sub-commands; ``messages`` turns errors into a message and an exit code."""
     app = typer.Typer(help="Networks that can be students.", no_args_is_help=True)
+
+    @app.command("list")
+    def list_networks() -> None:
+        """List the networks that the search may choose, those that failed their check, and why."""
+        with messages():
+            show(Platform(Settings.load()).ledger.catalogue() or {}, Console())
 
     @app.command()
     def check(name: Name) -> None:
@@ -32,39 +40,66 @@ def commands(messages: Callable[[], AbstractContextManager[None]]) -> typer.Type
     @app.command()
     def add(name: Name) -> None:
         """Check a network and count its costs; from the next start on, the search may choose it."""
-        from stillhouse.distill.catalogue import describe  # noqa: PLC0415 - torch is for this command alone
+        from stillhouse.distill.catalogue import describe, excluded, lacking  # noqa: PLC0415 - torch is for this command alone
 
         with messages():
             if name in Catalogue.load().archs:
                 raise UserError(f"{name} is in the catalogue that ships with Stillhouse; nothing needs to be added")
-            failed = _checked(name)
+            checks = _checked(name)
+            without = excluded(checks).get(name, {})
             with Console().status(f"counting the costs of {name}"):
-                entry = describe(name, failed)
+                entry = describe(name, without)
+            entry |= {"lacks": lacking(checks).get(name, {}), "excluded": without}
             add_own_network(Settings.load(), name, entry)
             Console().print(f"{name} was added with {len(entry['cells'])} cells; the next start takes it up")
 
     return app
 
 
-def _checked(name: str) -> set[str]:
-    """Prints a table of verdicts; gives the stems that do not work.
+def show(catalogue: Mapping[str, Json], console: Console) -> None:
+    """Prints what the workers published of networks: a line each, then what failed and why."""
+    known = Catalogue.from_json(catalogue)
+    table = Table("network", "family", "stems", "inside, pixels", "precisions", "starts from", box=SIMPLE_HEAD)
+    whys = []
+    for name, entry in known.archs.items():
+        failing = {precision for lacks in entry.lacks.values() for precision in lacks}
+        whys += [f"{name} {stem}: {p}: {why}" for stem, lacks in entry.lacks.items() for p, why in lacks.items()]
+        sizes = sorted({size for size, _ in entry.cells}, key=by_pixels)
+        precisions = " ".join(each for each in PRECISIONS if each not in failing)
+        weights = "trained weights" if name in known.pretrained else "random weights"
+        stems = " ".join(entry.stems)
+        table.add_row(name, entry.family, stems, f"{sizes[0]} to {sizes[-1]}", precisions, weights)
+    console.print(table)
+    excluded = [f"{name} {stem}: {why}" for name, stems in known.excluded.items() for stem, why in stems.items()]
+    for title, lines in (("excluded:", excluded), ("precisions that are not made, where a check failed:", whys)):
+        console.print(title if lines else f"{title} none", highlight=False)
+        for line in lines:
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _checked(name: str) -> dict[str, Json]:
+    """Prints a table of verdicts, and below it what failed and why; gives them as the table of all checks holds them.
 
     Raises:
         UnknownNameError: timm has no such network.
         StageError: No stem works.
     """
-    from stillhouse.distill.catalogue import refused  # noqa: PLC0415 - torch is for these commands alone
+    from stillhouse.distill.catalogue import excluded  # noqa: PLC0415 - torch is for these commands alone
     from stillhouse.service.cell_check import STEPS, cells_of, check_cell  # noqa: PLC0415
 
     cells: dict[str, Json] = {}
-    table = Table("stem", "size", *STEPS, "seconds", "reason")
+    table = Table("stem", "size", *STEPS, "seconds")
     with Console().status(f"checking {name}"):
         for size, stem in cells_of(name):
             verdict = cells[f"{name}|{stem}|{size}"] = check_cell(name, size, stem).to_json()
             marks = ["yes" if verdict[step] else "no" for step in STEPS]
-            table.add_row(stem, str(size), *marks, f"{verdict['seconds']:.0f}", verdict.get("reason", ""))
+            table.add_row(stem, str(size), *marks, f"{verdict['seconds']:.0f}")
     Console().print(table)
-    failed = {stem for _, stem in refused({"cells": cells})}
-    if failed >= {key.split("|")[1] for key in cells}:
+    for key, verdict in cells.items():
+        if "reason" in verdict:
+            where = " ".join(key.split("|")[1:])
+            Console().print(f"{where}: {verdict['reason']}", highlight=False, markup=False, soft_wrap=True)
+    checks = {"cells": cells}
+    if excluded(checks).get(name, {}).keys() >= {key.split("|")[1] for key in cells}:
         raise StageError(f"{name} cannot be a student: none of its stems builds, trains and exports")
-    return failed
+    return checks

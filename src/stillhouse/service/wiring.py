@@ -160,7 +160,7 @@ def worker_catalogue(settings: Settings) -> Mapping[str, Json]:
 
 def _digest() -> str:
     sources = sorted((*PACKAGE.glob("distill/**/*.py"), *PACKAGE.glob("export/*.py"), PACKAGE / "service/worker.py"))
-    sources.append(PACKAGE / "search/catalogue.json")
+    sources += [PACKAGE / "search/catalogue.json", PACKAGE / "search/catalogue_checks.json"]
     digest = sha256(__version__.encode())
     installed = sorted(f"{each.name} {each.version}\n" for each in distributions())
     digest.update("".join(installed).encode())

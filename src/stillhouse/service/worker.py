@@ -347,7 +347,10 @@ def catalogue(home: Path | None = None) -> dict[str, Json]:
         home: Folder with the networks that its user added; None leaves them out.
     """
     static = json.loads(distill_catalogue.PATH.read_text(encoding="utf-8"))
-    archs = {**(own_networks(home) if home else {}), **static["archs"]}
+    checks = json.loads(distill_catalogue.CHECKS.read_text(encoding="utf-8"))
+    lacking = distill_catalogue.lacking(checks)
+    shipped = {name: entry | {"lacks": lacking.get(name, {})} for name, entry in static["archs"].items()}
+    archs = {**(own_networks(home) if home else {}), **shipped}
     methods = {
         name: {
             "teacher": method.needs.targets,
@@ -361,11 +364,18 @@ def catalogue(home: Path | None = None) -> dict[str, Json]:
     return {
         **static,
         "archs": archs,
+        "excluded": _without(archs, distill_catalogue.excluded(checks)),
         "tasks": sorted(tasks.registry()),
         "methods": methods,
         "code": _code(),
         "weights": zoo.weights_offered(),
     }
+
+
+def _without(archs: Mapping[str, Json], shipped: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
+    """Network -> stem -> why it is no candidate, of those that ship and of those that were added."""
+    added = {name: entry["excluded"] for name, entry in archs.items() if entry.get("excluded")}
+    return {**added, **shipped}
 
 
 def _code() -> dict[str, str]:

@@ -122,5 +122,10 @@ stillhouse_jobs{state="running"} 2.0
 """
 LIVE: Json = {"status": "ok", "version": "0.1.0"}
 READY: Json = {"status": "ready", "database": True, "catalogue": True}
-CATALOGUE: Json = {"names": ["lcnet_050"], "methods": {"tas": {"teacher": True, "assistant": True, "knobs": []}}}
+CATALOGUE: Json = {
+    "names": ["lcnet_050"],
+    "archs": {"lcnet_050": {"stems": ["stock"], "lacks": {"stock": {"fp16": "logits are not finite"}}}},
+    "excluded": {"xcit_nano_12_p8_224": {"stock": "builds: its stem is no convolution"}},
+    "methods": {"tas": {"teacher": True, "assistant": True, "knobs": []}},
+}
 ESTIMATE: Json = {"fits": 41, "candidates": 350, "binds": "max_macs", "reason": None}

@@ -73,7 +73,11 @@ def list_devices(ctx: Ctx) -> list[dict[str, Json]]:
 
 @router.get("/catalogue", responses={**examples.given(examples.CATALOGUE), **documented(503)})
 def catalogue(ctx: Ctx) -> dict[str, Json]:
-    """What the workers can build: networks with their costs, methods with their knobs, weights."""
+    """What the workers can build: networks with their costs, methods with their knobs, weights.
+
+    ``lacks`` of a network names by stem the precisions that its files fail in, and why: no such files are made of it.
+    ``excluded`` names networks that are no candidates, or not in these stems, and why.
+    """
     return dict(ctx.catalogue())
 
 
