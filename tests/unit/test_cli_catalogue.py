@@ -82,7 +82,7 @@ def test_the_list_says_what_failed_and_why(capsys: pytest.CaptureFixture[str]) -
     assert any(line.startswith("  half_net stock: int8: too far") for line in lines)
 
 
-def test_the_command_lists_what_is_published(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+def test_the_command_lists_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     published = worker.catalogue()
     monkeypatch.setattr("stillhouse.service.wiring.worker_catalogue", lambda _: published)
     done = CliRunner().invoke(app, ["catalogue", "list"])

@@ -240,7 +240,6 @@ def test_a_precision_whose_check_failed_is_never_made_and_the_family_says_why() 
     assert made == {"fp32", "fp16"}, "neither of the trained network nor of the untrained one"
     family = by_point(ledger, job.id)
     assert {precision for precision, _ in family} == {"fp32"}, "fp16 takes longer here"
-    assert family["fp32", 90].details["left_out"] == {
-        "int8": "its check failed: the cosine must be >= 0.6, but is 0.1",
-        "fp16": "15.00 ms on local, where fp32 takes 10.00 ms, and the job asks for neither a small file nor little memory",
-    }
+    left_out = family["fp32", 90].details["left_out"]
+    assert left_out["int8"] == "its check failed: the cosine must be >= 0.6, but is 0.1"
+    assert left_out.keys() == {"fp16", "int8"}
