@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Size, StageKind, StagePlan
@@ -65,6 +66,22 @@ def test_the_migrated_database_has_the_tables_of_the_code(url: str) -> None:
             assert {c["name"]: c["nullable"] for c in found.get_columns(table.name)} == {
                 c.name: c.nullable for c in table.columns
             }
+    engine.dispose()
+
+
+def test_a_database_at_the_newest_revision_is_left_alone(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: str) -> None:
+        raise AssertionError("nothing is to be done")
+
+    migrate.upgrade(url, "0006")
+    migrate.upgrade(url)
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "_run", run)
+        migrate.upgrade(url)
+    engine = connect(url)
+    with engine.connect() as connection:
+        newest = ScriptDirectory(str(Path(migrate.__file__).parent / "migrations")).get_current_head()
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == [newest]
     engine.dispose()
 
 

@@ -8,7 +8,7 @@ import typer
 from stillhouse.search.domain import Budget, Size
 from stillhouse.search.errors import BudgetError, DatasetError, StageError, UserError
 from stillhouse.search.job import JobRecord, JobSpec
-from stillhouse.service import cli
+from stillhouse.service import cli_messages, cli_run
 from stillhouse.service.cli_options import LIMITS, budget_of, values_of
 from stillhouse.service.run import Outcome
 from stillhouse.service.settings import Settings
@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_errors_become_one_message_and_an_exit_code(
     error: BaseException, code: int, label: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(typer.Exit) as caught, cli._messages():
+    with pytest.raises(typer.Exit) as caught, cli_messages.messages():
         raise error
     assert caught.value.exit_code == code
     shown = capsys.readouterr().err
@@ -41,14 +41,14 @@ def test_errors_become_one_message_and_an_exit_code(
 
 
 def test_all_faults_are_told_on_the_screen_or_in_a_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit), cli._messages():
+    with pytest.raises(typer.Exit), cli_messages.messages():
         raise DatasetError("three faults", [f"a/{n}.jpg: torn" for n in range(3)])
     assert capsys.readouterr().err.count(": torn") == 3
     assert not home.exists()
-    with pytest.raises(typer.Exit), cli._messages():
+    with pytest.raises(typer.Exit), cli_messages.messages():
         raise DatasetError("many faults", [f"a/{n}.jpg: torn" for n in range(300)])
     shown = capsys.readouterr().err
-    assert shown.count(": torn") == cli.SHOWN_FAULTS
+    assert shown.count(": torn") == cli_messages.SHOWN_FAULTS
     (path,) = (home / "logs").glob("faults-*.txt")
     assert f"280 more; all are in {path}" in shown
     assert len(path.read_text().splitlines()) == 300
@@ -90,9 +90,9 @@ def test_a_finished_run_says_which_comparisons_it_lacks(
     reason: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     job = JobRecord("j", JobSpec("d"), "done", reason=reason)
-    monkeypatch.setattr(cli, "run_job", lambda *_, **__: Outcome(job, (), (), {}))
+    monkeypatch.setattr(cli_run, "run_job", lambda *_, **__: Outcome(job, (), (), {}))
     platform = Platform(Settings.load())
-    cli._run(platform, "textures", job.spec, tmp_path / "out", skip_faults=False)
+    cli_run._run(platform, "textures", job.spec, tmp_path / "out", skip_faults=False)
     shown = " ".join(capsys.readouterr().out.split())
     assert ("; the same command tries again" in shown) is (reason is not None)
     assert reason is None or reason in shown

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stillhouse.search.errors import UserError
-from stillhouse.service import cli
+from stillhouse.service import cli, cli_serve
 from stillhouse.service.accounts import Deed, create_key, known_key
 from stillhouse.service.buckets import Buckets, network
 from stillhouse.service.db.accounts import MemoryAccounts
@@ -117,7 +117,7 @@ def test_no_public_server_without_a_key(host: str, platform: Platform, monkeypat
     started: list[str] = []
     monkeypatch.setenv("STILLHOUSE_HOST", host)
     monkeypatch.setattr("stillhouse.service.wiring.worker_catalogue", lambda _: {"weights": {"hub": []}})
-    monkeypatch.setattr(cli, "serve_app", lambda _, settings: started.append(settings.host))
+    monkeypatch.setattr(cli_serve, "serve_app", lambda _, settings: started.append(settings.host))
     done = RUN.invoke(cli.app, ["serve"])
     assert (done.exit_code, started) == (2, [])
     assert "stillhouse keys create NAME" in " ".join(done.stderr.split())

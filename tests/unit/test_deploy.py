@@ -16,13 +16,13 @@ from compose_spec import PyCompose
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from cluster import program
-from stillhouse.service.cli import app
+from stillhouse.service.cli import MODULES
 from stillhouse.service.db.connect import database_url
 from stillhouse.service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 KNOWN = {f"STILLHOUSE_{name.upper()}": name for name in Settings.model_fields}
-COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+COMMANDS = set(MODULES)
 OURS, RAYS = ("api", "controller"), ("ray-head", "gpu-worker")
 
 

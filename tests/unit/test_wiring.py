@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.search.errors import ConflictError
-from stillhouse.service import wiring
+from stillhouse.service import steering, wiring
 from stillhouse.service.engine.local import LocalEngine
 from stillhouse.service.engine.ray import RayEngine
 from stillhouse.service.settings import Settings
@@ -55,10 +55,10 @@ def test_one_home_has_one_controller(settings: Settings, monkeypatch: pytest.Mon
 
 
 def test_the_settings_name_the_engine(settings: Settings) -> None:
-    with closing(wiring.make_engine(settings)) as engine:
+    with closing(steering.make_engine(settings)) as engine:
         assert isinstance(engine, LocalEngine)
     ray = settings.model_copy(update={"engine": "ray", "ray_cpus_per_stage": 3})
-    with closing(wiring.make_engine(ray)) as engine:
+    with closing(steering.make_engine(ray)) as engine:
         assert isinstance(engine, RayEngine)
         assert (engine.threads(), engine.one_machine) == (3, False)
 

@@ -1,338 +1,70 @@
 """The command line: ``stillhouse run``, ``up``, ``serve``, ``controller``, ``demo``, ``client`` and more.
 
-A request that cannot be met ends with one message and exit code 2; a failure on our side with exit code 1.
+A request that cannot be met ends with one message and exit code 2; a failure on our side with exit code 1. A command's
+module is loaded when the command is called for, so that a small one does not wait for what the large ones need.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
+import importlib
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from typer.core import TyperGroup
 
 from stillhouse import __version__
-from stillhouse.search.compare import ties
-from stillhouse.search.domain import Fit, content_key
-from stillhouse.search.errors import DatasetError, StillhouseError, UserError
-from stillhouse.search.job import Epochs, JobSpec
-from stillhouse.search.pareto import picks
-from stillhouse.service import cli_options as options
-from stillhouse.service import logs, metrics, tracing
-from stillhouse.service.app import create_app, serve_app
-from stillhouse.service.cli_catalogue import commands as catalogue_commands
-from stillhouse.service.cli_client import commands as client_commands
-from stillhouse.service.cli_estimate import command as estimate_command
-from stillhouse.service.cli_keys import audit as audit_command
-from stillhouse.service.cli_keys import commands as key_commands
-from stillhouse.service.cli_options import SEARCH, TRAINING
-from stillhouse.service.cli_tidy import command as tidy_command
-from stillhouse.service.demo import demo_request, print_comparison
-from stillhouse.service.home import kept_tidy
-from stillhouse.service.progress import Watcher
-from stillhouse.service.report import by_accuracy, front_table, left_out, model_file_name
-from stillhouse.service.run import Outcome, run_job
-from stillhouse.service.settings import LOOPBACK, Settings
-from stillhouse.service.wiring import Platform
+
+MODULES = {
+    "run": "cli_run",
+    "demo": "cli_run",
+    "up": "cli_serve",
+    "serve": "cli_serve",
+    "controller": "cli_serve",
+    "estimate": "cli_estimate",
+    "catalogue": "cli_catalogue",
+    "client": "cli_client",
+    "keys": "cli_keys",
+    "audit": "cli_keys",
+    "tidy": "cli_tidy",
+    "stage": "cli_serve",
+}
+"""Command -> the module whose ``app`` holds it."""
+
+
+class _Lazy(TyperGroup):
+    """The commands of ``MODULES`` beside its own."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names, as the help shows them."""
+        return [*MODULES, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, its module loaded now."""
+        if cmd_name not in MODULES:
+            return super().get_command(ctx, cmd_name)
+        module = importlib.import_module(f"stillhouse.service.{MODULES[cmd_name]}")
+        return typer.main.get_group(module.app).get_command(ctx, cmd_name)
+
 
 app = typer.Typer(
+    cls=_Lazy,
     help="From labelled pictures and a budget to ONNX models that fit the device.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
-stage_app = typer.Typer(help="What the engine runs.", no_args_is_help=True)
-app.add_typer(stage_app, name="stage")
-
-SHOWN_FAULTS = 20
 
 
-@app.command()
-def run(
-    data: Annotated[str, typer.Argument(help="ImageFolder zip or folder, or 'textures' (built in).")],
-    out: Annotated[Path, typer.Option(help="Folder for front.json, front.png and the .onnx files.")],
-    max_macs: options.MaxMacs = None,
-    max_flops: options.MaxFlops = None,
-    max_params: options.MaxParams = None,
-    max_model_bytes: options.MaxModelBytes = None,
-    max_image_bytes: options.MaxImageBytes = None,
-    max_kbit_per_s: options.MaxKbitPerS = None,
-    frames_per_s: options.FramesPerS = None,
-    max_image_size: options.MaxImageSize = None,
-    max_latency_ms: options.MaxLatencyMs = None,
-    max_memory_bytes: options.MaxMemoryBytes = None,
-    min_accuracy: options.MinAccuracy = None,
-    device: options.Device = None,
-    budget: options.BudgetFile = None,
-    trials: Annotated[int, typer.Option(help="Candidates to train.", rich_help_panel=SEARCH)] = 8,
-    seed: Annotated[int, typer.Option(help="Makes a run repeatable.", rich_help_panel=SEARCH)] = 0,
-    sampler: Annotated[
-        str, typer.Option(help="auto, tpe, gp, nsga2, random or brute_force.", rich_help_panel=SEARCH)
-    ] = "auto",
-    eta: Annotated[int, typer.Option(help="Ratio of rungs; 1: no rungs.", rich_help_panel=SEARCH)] = 1,
-    max_wall_s: Annotated[float | None, typer.Option(help="Seconds to search.", rich_help_panel=SEARCH)] = None,
-    max_device_s: Annotated[float | None, typer.Option(help="Worker seconds.", rich_help_panel=SEARCH)] = None,
-    min_gain: Annotated[float, typer.Option(help="Least expected gain, a share.", rich_help_panel=SEARCH)] = 0.0,
-    archs: Annotated[str, typer.Option(help="Only these networks, comma-separated.", rich_help_panel=SEARCH)] = "",
-    image_sizes: Annotated[str, typer.Option(help="Only these picture sizes.", rich_help_panel=SEARCH)] = "",
-    objectives: Annotated[
-        str, typer.Option(help="Costs that the front is drawn over.", rich_help_panel=SEARCH)
-    ] = "macs,image_bytes",
-    ablate: Annotated[
-        str,
-        typer.Option(
-            help="Front members that are also trained without a teacher and by plain KD, the best of which is shipped: "
-            "none, best, all (or true).",
-            rich_help_panel=SEARCH,
-        ),
-    ] = "none",
-    codec: Annotated[str, typer.Option(help="How pictures are sent: jpeg or webp.", rich_help_panel=SEARCH)] = "jpeg",
-    quality: Annotated[int, typer.Option(help="Quality of the codec, 1-100.", rich_help_panel=SEARCH)] = 90,
-    colour: options.Colour = "rgb",
-    qualities: options.Qualities = options.QUALITIES,
-    precisions: options.Precisions = options.PRECISIONS,
-    latency_threads: Annotated[int, typer.Option(help="CPU threads in latency.", rich_help_panel=SEARCH)] = 1,
-    teacher: Annotated[
-        str, typer.Option(help="NAME or NAME:CHECKPOINT.safetensors.", rich_help_panel=TRAINING)
-    ] = "tf_efficientnet_lite0",
-    teacher_size: Annotated[int, typer.Option(help="Side the teacher reads.", rich_help_panel=TRAINING)] = 192,
-    epochs: Annotated[str, typer.Option(help="teacher,assistant,student.", rich_help_panel=TRAINING)] = "6,6,12",
-    method: Annotated[
-        str, typer.Option(help="tas, logits, pixel, dist ... (GET /catalogue).", rich_help_panel=TRAINING)
-    ] = "tas",
-    knob: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE of the method; repeatable.", rich_help_panel=TRAINING)
-    ] = None,
-    views: Annotated[int, typer.Option(help="Augmented crops per picture.", rich_help_panel=TRAINING)] = 4,
-    ladder: Annotated[
-        str, typer.Option(help="Sides of further assistants, falling: 128,96.", rich_help_panel=TRAINING)
-    ] = "",
-    mixup: Annotated[float, typer.Option(help="Share of views that are mixed.", rich_help_panel=TRAINING)] = 0.0,
-    ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none.", rich_help_panel=TRAINING)] = 0.0,
-    schedule: Annotated[str, typer.Option(help="Rate: one_cycle or cosine.", rich_help_panel=TRAINING)] = "one_cycle",
-    compile: Annotated[bool, typer.Option("--compile", help="For a GPU.", rich_help_panel=TRAINING)] = False,
-    codec_share: Annotated[
-        float,
-        typer.Option(help="Share of the student's views sent through the codec.", rich_help_panel=TRAINING),
-    ] = 0.5,
-    classes: Annotated[int | None, typer.Option(help="First N classes only.", rich_help_panel=TRAINING)] = None,
-    fit: Annotated[Fit, typer.Option(help="How pictures are fitted.", rich_help_panel=TRAINING)] = Fit.SQUASH,
-    skip_faults: Annotated[bool, typer.Option(help="Leave unreadable pictures out and go on.")] = False,
-) -> None:
-    """Search, distil, export and measure: from DATA and a budget to ONNX models in --out.
-
-    Started again with the same arguments, a stopped run goes on where it was.
-    """
-    given = dict(locals())
-    with _messages():
-        platform = Platform(Settings.load())
-        name, checkpoint = _teacher(platform, teacher)
-        read = {"knobs": options.values_of("knob", "gamma=10", knob or ()), "epochs": Epochs.parse(epochs)}
-        started_from = {"teacher": name, "teacher_checkpoint": checkpoint}
-        search = options.search_of(given) | read | started_from
-        spec = JobSpec(dataset="", budget=options.budget_of(given, budget), **search)
-        _run(platform, data, spec, out, skip_faults)
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("var/demo"),
-    data: Annotated[str, typer.Option(help="Your own ImageFolder zip or folder.")] = "textures",
-) -> None:
-    """The main job in a few minutes, on built-in pictures or your own, with a no-teacher comparison."""
-    with _messages():
-        platform = Platform(Settings.load())
-        started = time.monotonic()
-        outcome = _run(platform, data, demo_request(data), out, skip_faults=False)
-        print_comparison(outcome, Console())
-        Console().print(f"work took {time.monotonic() - started:.0f} s")
-
-
-def _run(platform: Platform, data: str, spec: JobSpec, out: Path, skip_faults: bool) -> Outcome:
-    console = Console()
-    with Watcher(platform.ledger, console) as watcher:
-        outcome = run_job(platform, data, spec, out=out, skip_faults=skip_faults, watcher=watcher)
-    console.print(front_table(outcome.front))
-    numbers = {member.id: number for number, member in enumerate(by_accuracy(outcome.front), start=1)}
-    for name, member in picks(outcome.front, spec.objectives).items():
-        what = "best trade-off" if name == "knee" else f"least {name.replace('_', ' ')} within 1 point of the best"
-        said = f"{what}: model {numbers[member.id]}, {model_file_name(member)}"
-        console.print(said, highlight=False, soft_wrap=True)
-    for dear, cheap in sorted((numbers[a], numbers[b]) for a, b in ties(outcome.front, spec.objectives).items()):
-        console.print(f"model {dear} is not significantly better on validation than the cheaper model {cheap}")
-    networks = {deployment.trial_number for deployment in outcome.deployments}
-    shown = {member.trial_number for member in outcome.front}
-    console.print(f"{len(shown)} of {len(networks)} networks are on the front; written to {out}/:")
-    for name in dict.fromkeys(("front.json", "front.png", *(path.name for path in outcome.files.values()))):
-        console.print(f"  {name}", highlight=False)
-    told = {(member.trial_number, name): why for member in outcome.front for name, why in left_out(member).items()}
-    for (number, name), why in told.items():
-        console.print(f"no {name} file of trial {number}: {why}", highlight=False, soft_wrap=True)
-    if outcome.job.reason is not None:
-        console.print(f"{outcome.job.reason}; the same command tries again", style="yellow", highlight=False)
-    return outcome
-
-
-@app.command()
-def up() -> None:
-    """Serve the API, the pages and the controller together."""
-    with _service("up"):
-        platform = Platform(Settings.load())
-        _ask_for_a_key(platform)
-        with platform.controller() as controller:
-            stop = threading.Event()
-            thread = threading.Thread(target=controller.run, args=(stop,), name="controller")
-            thread.start()
-            try:
-                _serve(platform)
-            finally:
-                stop.set()
-                thread.join()
-
-
-@app.command()
-def serve() -> None:
-    """Serve the API and the pages only; a controller must run elsewhere on the same database."""
-    with _service("api"):
-        platform = Platform(Settings.load())
-        _ask_for_a_key(platform)
-        with kept_tidy(platform.home):  # the controller may have a home of its own
-            _serve(platform)
-
-
-@app.command()
-def controller() -> None:
-    """Run the controller and its engine only."""
-    with _service("controller"), Platform(Settings.load()).controller() as loop:
-        if (address := Settings.load().metrics_listen) is not None:
-            metrics.listen(address)
-        Console().print("controller runs; stop it with Ctrl-C")
-        loop.run(threading.Event())
-
-
-def _ask_for_a_key(platform: Platform) -> None:
-    """Raises UserError where others can reach the API and no key would let anybody in."""
-    host, now = platform.settings.host, time.time()
-    if host in LOOPBACK:
-        return
-    keys = platform.accounts.all_keys()
-    if not any(key.valid(now) for key in keys):
-        what = f"all {len(keys)} there are were revoked or have expired" if keys else "there is none yet"
-        raise UserError(
-            f"on {host} others can reach the API, so it asks for keys, and {what}; make one first: "
-            "stillhouse keys create NAME (or: docker compose run --rm api keys create NAME)"
-        )
-
-
-def _serve(platform: Platform) -> None:
-    settings = platform.settings
-    application = create_app(platform.ledger, platform.store, settings)
-    Console().print(f"Stillhouse {__version__} on http://{settings.host}:{settings.port}/ (home {settings.home})")
-    serve_app(application, settings)
-
-
-@stage_app.command("run")
-def stage_run(
-    attempt: Annotated[str, typer.Argument(help="Id of an open attempt.")],
-    url: Annotated[
-        str | None, typer.Option(help="Address of the API; the attempt's token is read from STILLHOUSE_TOKEN.")
-    ] = None,
-) -> None:
-    """Do the work of one attempt in this process: beside the database, or with --url through the API alone."""
-    with _messages(logging.INFO):
-        settings = Settings.load()
-        token = os.environ.pop("STILLHOUSE_TOKEN", "")  # what this process starts need not know it
-        if url is not None and not token:
-            raise UserError("with --url the attempt's token must be in the environment variable STILLHOUSE_TOKEN")
-        from stillhouse.service.worker import run_attempt, run_remote  # noqa: PLC0415 - torch is for this command alone
-
-        if url is None:
-            run_attempt(attempt, os.cpu_count() or 1, str(settings.home))
-        else:
-            run_remote(attempt, url, token, settings)
+@app.callback()
+def _commands() -> None:
+    """From labelled pictures and a budget to ONNX models that fit the device."""
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
-
-
-# ---------------------------------------------------------------------------------------- helpers
-
-
-@contextmanager
-def _service(process: str) -> Iterator[None]:
-    """As ``_messages``, for a process that goes on by itself: it logs what it does, and traces it where asked to."""
-    with _messages(logging.INFO):
-        tracing.configure(process)
-        try:
-            yield
-        finally:
-            tracing.close()
-
-
-@contextmanager
-def _messages(level: int = logging.WARNING) -> Iterator[None]:
-    """Turns our errors into one message on stderr and an exit code."""
-    console = Console(stderr=True)
-    logs.configure(level=level)
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(0)
-    )  # so that what is open is closed, the engine's processes first
-    try:
-        yield
-    except UserError as error:
-        console.print(f"[bold red]error:[/] {escape(logs.redact(str(error)))}", highlight=False, soft_wrap=True)
-        if isinstance(error, DatasetError):
-            _print_faults(console, error.faults)
-        raise typer.Exit(2) from None
-    except StillhouseError as error:
-        console.print(f"[bold red]failed:[/] {escape(logs.redact(str(error)))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on where this one was")
-        raise typer.Exit(130) from None
-
-
-def _print_faults(console: Console, faults: Sequence[str]) -> None:
-    """Every fault, one a line; past ``SHOWN_FAULTS`` the whole list goes to a file that the last line names."""
-    for fault in faults[:SHOWN_FAULTS]:
-        console.print(f"  {escape(fault)}", highlight=False, soft_wrap=True)
-    if len(faults) > SHOWN_FAULTS:
-        path = Settings.load().logs / f"faults-{content_key(list(faults))[:12]}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(faults) + "\n", encoding="utf-8")
-        console.print(
-            f"  ... and {len(faults) - SHOWN_FAULTS} more; all are in {path}", highlight=False, soft_wrap=True
-        )
-
-
-def _teacher(platform: Platform, text: str) -> tuple[str, str | None]:
-    name, _, checkpoint = text.partition(":")
-    if not checkpoint:
-        return name, None
-    path = Path(checkpoint)
-    if not path.is_file() or path.suffix != ".safetensors":
-        raise UserError(f"a teacher's checkpoint must be a .safetensors file, but got {checkpoint!r}")
-    return name, platform.store.put(path)
-
-
-app.command("estimate")(estimate_command(_messages))
-app.add_typer(catalogue_commands(_messages), name="catalogue")
-app.add_typer(client_commands(_messages), name="client")
-app.add_typer(key_commands(_messages), name="keys")
-app.command("audit")(audit_command(_messages))
-app.command("tidy")(tidy_command(_messages))
 
 
 def main() -> None:

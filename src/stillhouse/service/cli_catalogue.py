@@ -14,6 +14,7 @@ from rich.table import Table
 from stillhouse.search.catalogue import Catalogue, by_pixels
 from stillhouse.search.domain import PRECISIONS, Json
 from stillhouse.search.errors import StageError, UserError
+from stillhouse.service.cli_messages import messages
 from stillhouse.service.own_networks import add_own_network
 from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
@@ -103,3 +104,7 @@ def _checked(name: str) -> dict[str, Json]:
     if excluded(checks).get(name, {}).keys() >= {key.split("|")[1] for key in cells}:
         raise StageError(f"{name} cannot be a student: none of its stems builds, trains and exports")
     return checks
+
+
+app = typer.Typer()
+app.add_typer(commands(messages), name="catalogue")

@@ -22,6 +22,7 @@ from stillhouse.search.domain import Json
 from stillhouse.search.errors import UserError
 from stillhouse.search.job import JobSpec
 from stillhouse.service import cli_options as options
+from stillhouse.service.cli_messages import messages
 from stillhouse.service.cli_watch import await_dataset, watch_job
 from stillhouse.service.client import Answer, Client
 
@@ -391,3 +392,7 @@ def _text(value: Json) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "x".join(str(part) for part in value) if isinstance(value, list) else str(value)
+
+
+app = typer.Typer()
+app.add_typer(commands(messages), name="client")

@@ -19,6 +19,7 @@ from stillhouse.search.domain import Fit, Size
 from stillhouse.search.estimate import RELAXED, Estimate, Option, estimate_job
 from stillhouse.search.job import DatasetRecord, JobSpec
 from stillhouse.service import cli_options as options
+from stillhouse.service.cli_messages import messages
 from stillhouse.service.progress import Watcher
 from stillhouse.service.run import read_dataset
 from stillhouse.service.settings import Settings
@@ -177,3 +178,7 @@ def _scaled(value: float | None, unit: float, digits: int) -> str:
 
 def _limit(value: float | Size) -> str:
     return _side(value) if isinstance(value, Size) else f"{value:,.10g}"
+
+
+app = typer.Typer()
+app.command("estimate")(command(messages))

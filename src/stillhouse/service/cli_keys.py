@@ -16,6 +16,7 @@ from rich.table import Table
 from stillhouse.search.errors import NotFoundError, UserError
 from stillhouse.search.owner import DEFAULT_TENANT
 from stillhouse.service.accounts import READ, SCOPES, WRITE, Accounts, Deed, Key, create_key
+from stillhouse.service.cli_messages import messages
 from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
 
@@ -121,3 +122,8 @@ def _state(key: Key) -> str:
     if key.expires_at is None:
         return "valid"
     return f"{'valid until' if key.valid(time.time()) else 'expired'} {_time(key.expires_at)}"
+
+
+app = typer.Typer()
+app.add_typer(commands(messages), name="keys")
+app.command("audit")(audit(messages))

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stillhouse.search.errors import StillhouseError
+from stillhouse.service.cli_messages import messages
 from stillhouse.service.settings import Settings
 from stillhouse.service.unneeded import Sum
 from stillhouse.service.wiring import Platform
@@ -79,3 +80,7 @@ def _show(found: Sum, dry_run: bool) -> None:
         table.add_row(what, f"{count:,}", f"{found.sizes[what]:,}" if found.sizes[what] else "-")
     table.add_row("all", "", f"{found.size:,}")
     console.print(table)
+
+
+app = typer.Typer()
+app.command("tidy")(command(messages))

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.check import check_request
-from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Deployment, StagePlan, content_key
 from stillhouse.search.errors import AwayError, DatasetError, InfeasibleError, StillhouseError, UserError
 from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, JobSpec
@@ -29,6 +29,9 @@ from stillhouse.service.digest import source_digest
 from stillhouse.service.progress import Watcher
 from stillhouse.service.report import model_file_name, write_front
 from stillhouse.service.wiring import Platform
+
+if TYPE_CHECKING:
+    from stillhouse.search.controller import Controller
 
 BUILTIN = "textures"
 POLL_S = 0.25

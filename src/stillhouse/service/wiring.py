@@ -10,34 +10,32 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from importlib.metadata import distributions
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants as hub
 
 from stillhouse import __version__
-from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import StillhouseError
-from stillhouse.search.ports import ArtifactStore, Engine
+from stillhouse.search.ports import ArtifactStore
 from stillhouse.service.accounts import Accounts
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.db.migrate import upgrade
-from stillhouse.service.db.sole import file_lock, only_controller
-from stillhouse.service.engine.local import LocalEngine
-from stillhouse.service.engine.ray import RayEngine, Share
 from stillhouse.service.home import DiskHome
-from stillhouse.service.observer import Telemetry
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 from stillhouse.service.stores import open_store
 from stillhouse.service.unneeded import Collector
+
+if TYPE_CHECKING:
+    from stillhouse.search.controller import Controller
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -82,42 +80,15 @@ class Platform:
         """The disk under the home folder; close it when done."""
         return DiskHome(self.settings, self._tables, DiskStore(self.settings.artifacts), self.collector)
 
-    @contextmanager
-    def controller(self) -> Iterator[Controller]:
+    def controller(self) -> AbstractContextManager[Controller]:
         """A controller with its engine; the engine's processes end with it.
 
         Raises:
             ConflictError: Another controller works on this home or this database.
         """
-        folder = self.settings.home
-        refused = f"another Stillhouse already works on {folder}; stop it, use its API, or set another STILLHOUSE_HOME"
-        with (
-            closing(self.home) as home,
-            file_lock(folder / "controller.lock", refused),
-            only_controller(self.settings.database_url) as sole,
-            closing(make_engine(self.settings)) as engine,
-        ):
-            yield Controller(
-                self.ledger,  # only now: one that is refused publishes nothing
-                engine,
-                lease_s=self.settings.lease_s,
-                max_attempts=self.settings.max_attempts,
-                home=home,
-                observer=Telemetry(),
-                sole=sole,
-            )
+        from stillhouse.service.steering import steering  # noqa: PLC0415 - Optuna and engines are for this alone
 
-
-def make_engine(settings: Settings) -> Engine:
-    """The engine that the settings name; close it when done."""
-    if settings.engine == "local":
-        return LocalEngine(settings.home, slots=settings.slots, memory_bytes=settings.stage_memory_bytes)
-    return RayEngine(
-        settings.ray_url,
-        settings.public_url or f"http://127.0.0.1:{settings.port}",
-        share=Share(settings.ray_gpus_per_stage, settings.ray_cpus_per_stage),
-        token=settings.ray_token.get_secret_value() if settings.ray_token else None,
-    )
+        return steering(self.settings, self.home, lambda: self.ledger)
 
 
 def published(catalogue: Mapping[str, Json], settings: Settings) -> Mapping[str, Json]:
@@ -162,8 +133,9 @@ def _digest() -> str:
     sources = sorted((*PACKAGE.glob("distill/**/*.py"), *PACKAGE.glob("export/*.py"), PACKAGE / "service/worker.py"))
     sources += [PACKAGE / "search/catalogue.json", PACKAGE / "search/catalogue_checks.json"]
     digest = sha256(__version__.encode())
-    installed = sorted(f"{each.name} {each.version}\n" for each in distributions())
-    digest.update("".join(installed).encode())
+    # The folders' names hold name and version; to read the metadata of a few hundred packages takes a quarter second.
+    installed = sorted({path.name for folder in sys.path for path in Path(folder).glob("*.dist-info")})
+    digest.update("\n".join(installed).encode())
     for path in sources:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
