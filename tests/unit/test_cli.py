@@ -1,14 +1,17 @@
 """What the command line makes of errors, budgets and flags, without running a job."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from stillhouse.search.domain import Budget, Size
 from stillhouse.search.errors import BudgetError, DatasetError, StageError, UserError
 from stillhouse.search.job import JobRecord, JobSpec
-from stillhouse.service import cli_messages, cli_run
+from stillhouse.service import cli, cli_messages, cli_run
 from stillhouse.service.cli_options import LIMITS, budget_of, values_of
 from stillhouse.service.run import Outcome
 from stillhouse.service.settings import Settings
@@ -52,6 +55,27 @@ def test_all_faults_are_told_on_the_screen_or_in_a_file(home: Path, capsys: pyte
     (path,) = (home / "logs").glob("faults-*.txt")
     assert f"280 more; all are in {path}" in shown
     assert len(path.read_text().splitlines()) == 300
+
+
+@pytest.mark.parametrize(
+    ("module", "spared"),
+    [
+        ("stillhouse.service.cli", {"numpy", "optuna", "pydantic", "sqlalchemy", "fastapi", "alembic", "torch"}),
+        ("stillhouse.service.cli_estimate", {"optuna", "fastapi", "alembic", "httpx", "matplotlib", "torch"}),
+    ],
+)
+def test_a_command_loads_what_it_needs(module: str, spared: set[str]) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not spared & set(loaded)
+
+
+def test_every_command_is_found_and_named_in_the_help() -> None:
+    shown = CliRunner().invoke(cli.app, ["--help"]).output
+    for name in (*cli.MODULES, "version"):
+        assert f" {name} " in shown
+        assert CliRunner().invoke(cli.app, [name, "--help"]).exit_code == 0
+    assert CliRunner().invoke(cli.app, ["nosuch"]).exit_code == 2
 
 
 def test_a_budget_file_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ def test_a_precision_that_the_network_lacks_is_not_planned() -> None:
     costing = [lacking.costing(SMALL, name).stages for name in ("fp32", "fp16", "int8")]
     assert kinds(costing[1]) == ["export", "measure"]
     assert costing[0] == costing[1] != costing[2]
+    assert {name: plan.stages for name, plan in lacking.costings(SMALL).items()} == {
+        "fp32": costing[0],
+        "int8": costing[2],
+    }
     assert lacking.training(SMALL).stages[-2].hints["lacks"] == {"fp16": "logits are not finite"}
 
 

@@ -26,9 +26,12 @@ Json = Any
 """A JSON value: None, bool, int, float, str, list or dict of these."""
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def canonical_json(value: Json) -> str:
     """Returns the one JSON text of a value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def content_key(value: Json) -> str:

@@ -147,9 +147,7 @@ Figures = Mapping[Candidate, Mapping[str, Cost]]
 
 def device_figures(ledger: Ledger, planner: Planner, candidates: Iterable[Candidate]) -> Figures:
     """What has been measured of untrained networks on the job's device, read in one question to the ledger."""
-    keys = {
-        planner.costing(each, name).last.key: (each, name) for each in candidates for name in planner.precisions(each)
-    }
+    keys = {plan.last.key: (each, name) for each in candidates for name, plan in planner.costings(each).items()}
     found: dict[Candidate, dict[str, Cost]] = {}
     for key, stage in ledger.stages(keys).items():
         if stage.result is not None:

@@ -108,8 +108,18 @@ class Planner:
         At a precision that the network lacks they are those of the file as trained, which stands in for it.
         """
         precision = PRECISIONS[0] if precision in self._lacks(candidate) else precision
-        spec = self._network(candidate) | {"precision": PRECISIONS[0]}
-        exports = self._converted(candidate, self._stage(StageKind.EXPORT, spec), precision, {})
+        return self._costing(candidate, self._untrained(candidate), precision)
+
+    def costings(self, candidate: Candidate) -> dict[str, TrialPlan]:
+        """``costing`` at each of its ``precisions``, by name."""
+        export = self._untrained(candidate)
+        return {name: self._costing(candidate, export, name) for name in self.precisions(candidate)}
+
+    def _untrained(self, candidate: Candidate) -> StagePlan:
+        return self._stage(StageKind.EXPORT, self._network(candidate) | {"precision": PRECISIONS[0]})
+
+    def _costing(self, candidate: Candidate, export: StagePlan, precision: str) -> TrialPlan:
+        exports = self._converted(candidate, export, precision, {})
         return TrialPlan(candidate, (*exports, self._measure(candidate, exports[-1], split=None, latency=True)))
 
     # ---------------------------------------------------------------------------------- training
