@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from keys import bearer, every_route, make_key
 from served import Served, problem
 from stillhouse.search import errors
 from stillhouse.search.errors import UserError
@@ -93,3 +95,45 @@ def test_a_wrong_method_or_content_type_is_told_the_right_one(served: Served) ->
             told = problem(served.http.post(url, content=b"{}", headers={"Content-Type": kind}), 422)
             assert "application/json" in told and repr(kind) in told, url
     assert "send JSON as" not in problem(served.http.post("/jobs", json=[]), 422)
+
+
+def test_unknown_query_parameters_are_told_the_known_ones(served: Served) -> None:
+    told = problem(served.http.get("/jobs?cursor=zzz"), 422)
+    assert "query.cursor" in told
+    assert "known: after, dataset, limit, state" in told
+    told = problem(served.http.get("/jobs?limits=5&state=done&x=1"), 422)
+    assert "query.limits" in told and "did you mean limit?" in told and "query.x" in told
+    assert "known: none" in problem(served.http.get("/datasets?limit=5"), 422)
+    assert "query.dry" in problem(served.http.post("/jobs/no/cancel?dry=1"), 422)
+    for url in ("/jobs?state=done&state=failed&limit=5", "/health/live", "/ui/new?like=job_1"):
+        assert served.http.get(url).status_code == 200, url
+
+
+def test_every_route_of_the_api_refuses_what_it_does_not_know(served: Served) -> None:
+    key = bearer(make_key(served))
+    for method, path in every_route(served.http.app.routes):  # type: ignore[attr-defined]
+        if path in ("/", "/openapi.json") or path.startswith(("/ui", "/sign", "/static", "/attempts")):
+            continue
+        answer = served.http.request(method, f"{path}?bogus=1", headers=key)
+        assert answer.status_code == 422, (method, path)
+        assert method == "HEAD" or "query.bogus" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "told"),
+    [
+        ({"serch": {}}, "body.serch", "did you mean search?"),
+        ({"search": {"bogus": 1}}, "body.search.bogus", "trials"),
+        ({"search": {"trial": 1}}, "body.search.trial", "did you mean trials"),
+        ({"budget": {"max_mac": 1}}, "body.budget.max_mac", "did you mean max_macs"),
+        ({"search": {"epochs": {"teachers": 1}}}, "body.search.epochs.teachers", "did you mean teacher"),
+    ],
+)
+def test_unknown_fields_are_told_the_near_or_the_allowed(
+    body: dict[str, Any], place: str, told: str, served: Served
+) -> None:
+    for url in ("/jobs", "/estimates"):
+        said = problem(served.http.post(url, json={"dataset": served.ready(), **body}), 422)
+        assert f"{place}: there is no such name here" in said
+        assert told in said
+    assert "did you mean builtin" in problem(served.http.post("/datasets", json={"built_in": "textures"}), 422)

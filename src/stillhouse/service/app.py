@@ -6,7 +6,7 @@ import gc
 import sys
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from stillhouse import __version__
 from stillhouse.search.ports import ArtifactStore
@@ -25,6 +25,7 @@ from stillhouse.service.api import (
     uploads,
 )
 from stillhouse.service.api.context import Context
+from stillhouse.service.api.query import known_query
 from stillhouse.service.buckets import Buckets
 from stillhouse.service.gate import Gate
 from stillhouse.service.guard import Guard
@@ -52,22 +53,10 @@ def create_app(ledger: ServiceLedger, store: ArtifactStore, settings: Settings) 
     )
     app.state.context = Context.whole(ledger, store, settings)
     Uploads(settings.uploads, most_bytes=settings.max_upload_bytes).clean()
-    for part in (
-        datasets,
-        uploads,
-        estimates,
-        jobs,
-        fronts,
-        trials,
-        events,
-        models,
-        attempts,
-        audit,
-        system,
-        pages,
-        sign_in,
-    ):
-        app.include_router(part.router)
+    for part in (datasets, uploads, estimates, jobs, fronts, trials, events, models, attempts, audit, system):
+        app.include_router(part.router, dependencies=[Depends(known_query)])
+    for page in (pages, sign_in):
+        app.include_router(page.router)
     pages.mount(app)
     add_handlers(app)
     describe(app)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import traceback
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
@@ -138,11 +140,45 @@ def kind_of(error: StillhouseError) -> str:
     return next(_OF_ERRORS[each] for each in type(error).__mro__ if each in _OF_ERRORS)
 
 
-def explain(errors: list[Any]) -> str:
-    """What pydantic complains about, each complaint headed by the field's name."""
-    places = ((".".join(str(step) for step in entry["loc"]) or "body", entry["msg"]) for entry in errors)
+def explain(errors: list[Any], body: object = None) -> str:
+    """What pydantic complains about, each complaint headed by the field's name.
+
+    Args:
+        errors: As pydantic tells them.
+        body: The model of the body, which knows the fields that there are.
+    """
+    places = ((".".join(str(step) for step in entry["loc"]) or "body", _said(entry, body)) for entry in errors)
     plain = ((place, message.removeprefix("Value error, ").replace("valid tuple", "list")) for place, message in places)
     return "; ".join(f"{place}: {message}" for place, message in plain)
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """That a name is none of those known, with the near ones, or all."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name[:80], names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}? known: " if close else "known: "
+    return f"there is no such name here; {hint}{', '.join(names) or 'none'}"
+
+
+def _said(entry: Mapping[str, Any], body: object) -> str:
+    message: str = entry["msg"]
+    if entry["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
+        return message
+    *steps, name = entry["loc"][1:] if entry["loc"][0] == "body" else entry["loc"]
+    known = _fields(body, steps)
+    return unknown(str(name), known) if known else message
+
+
+def _fields(kind: object, steps: Iterable[object]) -> Iterable[str]:
+    """Names of the fields that a body has at a place in it; none where it is not known."""
+    for step in steps:
+        fields = getattr(kind, "model_fields", {})
+        if step not in fields:
+            return ()
+        kind = fields[step].annotation
+    if dataclasses.is_dataclass(kind):
+        return [item.name for item in dataclasses.fields(kind)]
+    return list(getattr(kind, "model_fields", ()))
 
 
 def traced(error: BaseException) -> str:
@@ -197,7 +233,8 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        told = explain(list(error.errors()))
+        field = getattr(request.scope.get("route"), "body_field", None)
+        told = explain(list(error.errors()), None if field is None else field.field_info.annotation)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and any(tuple(each["loc"]) == ("body",) for each in error.errors()):
             told += f"; send JSON as application/json, for the content type is {kind[:80]!r}"

@@ -72,7 +72,7 @@ async def create_dataset(request: Request, ctx: Ctx) -> dict[str, Json]:
     try:
         wanted = DatasetRequest.model_validate_json(await request.body(), strict=True)
     except ValidationError as error:
-        raise DatasetError(explain(error.errors())) from None
+        raise DatasetError(explain(error.errors(), DatasetRequest)) from None
     return await run_in_threadpool(_named, ctx, wanted)
 
 
