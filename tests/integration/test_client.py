@@ -14,12 +14,13 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from rich.console import Console
 from typer.testing import CliRunner
 
-from served import Served
+from served import Serve, Served
 from stillhouse.search.domain import Candidate, Cost, Size
 from stillhouse.search.errors import CorruptArtifactError, StillhouseError
-from stillhouse.service import transfer
+from stillhouse.service import cli_server, cli_watch, transfer
 from stillhouse.service.app import create_app
 from stillhouse.service.cli import app
 from stillhouse.service.client import Client
@@ -264,6 +265,74 @@ def test_models_and_the_rest_by_command(run: Callable[..., str], served: Served,
     assert json.loads(run("devices"))[0]["name"] == "local"
     assert "lcnet_050" in run("catalogue")
     assert json.loads(run("health"))["status"] == "ready"
+
+
+def test_folders_uploads_and_the_audit_log_by_command(
+    serve: Serve, live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "allowed" / "birds" / "wren").mkdir(parents=True)
+    served = serve(allowed_folder=tmp_path / "allowed")
+    monkeypatch.setenv("STILLHOUSE_URL", live(create_app(served.ledger, served.store, served.settings)))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, ["client", *words])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    made = json.loads(run("--json", "datasets", "add", "--server-folder", "birds", "--name", "mine"))
+    assert (made["name"], made["state"]) == ("mine", "pending")
+    assert "under the folder" in run("datasets", "add", "--server-folder", "../birds", code=2)
+    for words in ((), ("a.zip", "--server-folder", "birds")):
+        assert "give either" in run("datasets", "add", *words, code=2)
+    upload = served.http.post("/uploads", json={"size": 9, "sha256": "a" * 64}).json()["id"]
+    assert json.loads(run("uploads", "show", upload))["size"] == 9
+    run("uploads", "delete", upload)
+    assert "no such upload" in run("uploads", "show", upload, code=2)
+    (last, *_) = json.loads(run("--json", "audit", "--limit", "1"))
+    assert (last["method"], last["path"]) == ("DELETE", f"/uploads/{upload}")
+    assert "/datasets" in run("audit", "--before", str(last["id"]))
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, module: Any) -> io.StringIO:
+    """What the module writes to its consoles, which take themselves for terminals."""
+    screen = io.StringIO()
+    monkeypatch.setattr(module, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
+    return screen
+
+
+def test_a_transfer_draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = on_a_terminal(monkeypatch, cli_server)
+    with cli_server.transfer_bar("upload [birds].zip") as moved:
+        moved(500_000, 1_000_000)
+        moved(1_000_000, 1_000_000)
+    drawn = screen.getvalue()
+    assert "upload [birds].zip" in drawn
+    assert "1.0/1.0 MB" in drawn
+    assert "━" in drawn
+
+
+def test_a_watched_job_draws_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_watch, "POLL_S", 0.3)  # rich draws ten times a second
+    candidate = {"arch": "lcnet_050", "image_size": "32x32", "network_size": "64x64"}
+    trial = {"number": 0, "state": "training", "candidate": candidate, "val_accuracy": None, "reason": None}
+    trial["running"] = {"kind": "student", "progress": {}}
+    job = {"state": "running", "trials": [trial], "trials_ended": 0, "trials_wanted": 2, "eta_s": 60.0}
+    done = {**trial, "state": "done", "val_accuracy": 0.5, "running": None}
+    states = iter([job, {**job, "state": "done", "trials": [done], "trials_ended": 2, "eta_s": None}])
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=next(states))
+
+    screen = io.StringIO()
+    with Client("http://127.0.0.1", transport=httpx.MockTransport(answer)) as client:
+        cli_watch.watch_job(client, "job_1", Console(file=screen, force_terminal=True, width=120))
+    drawn = screen.getvalue()
+    assert "job_1" in drawn
+    assert "0/2" in drawn and "running, 60 s left student" in drawn
+    assert "2/2" in drawn
+    assert "trial 0 lcnet_050 32x32->64x64: done, 50.0% on validation" in drawn
+    assert "━" in drawn
 
 
 def test_a_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

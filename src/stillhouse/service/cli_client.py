@@ -3,77 +3,34 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
 
 from stillhouse.search.domain import Json
-from stillhouse.search.errors import UserError
 from stillhouse.search.job import JobSpec
 from stillhouse.service import cli_options as options
+from stillhouse.service.cli_data import datasets, uploads
 from stillhouse.service.cli_messages import messages
-from stillhouse.service.cli_watch import await_dataset, watch_job
+from stillhouse.service.cli_server import (
+    DatasetId,
+    JobId,
+    Messages,
+    ModelId,
+    Most,
+    Server,
+    States,
+    transfer_bar,
+)
+from stillhouse.service.cli_watch import watch_job
 from stillhouse.service.client import Answer, Client
 
-Messages = Callable[[], AbstractContextManager[None]]
-JobId = Annotated[str, typer.Argument(help="Id of a job.")]
-DatasetId = Annotated[str, typer.Argument(help="Id of a data set.")]
-ModelId = Annotated[str, typer.Argument(help="Id of a model.")]
-States = Annotated[list[str] | None, typer.Option("--state", help="Only in this state; repeatable.")]
-Most = Annotated[int, typer.Option("--limit", min=1, help="At most so many lines.")]
 JOB_COLUMNS = ("id", "state", "dataset_name", "trials_ended", "trials_wanted", "best_accuracy", "eta_s")
 MODEL_COLUMNS = ("model", "arch", "image_size", "precision", "macs", "image_bytes", "latency_ms", "accuracy", "split")
-
-
-@dataclass(frozen=True)
-class Server:
-    """Which server, how errors are told, and whether answers are printed as JSON."""
-
-    url: str
-    key: str | None
-    as_json: bool
-    messages: Messages
-
-    @contextmanager
-    def client(self) -> Iterator[Client]:
-        """A client whose errors end the command with a message."""
-        with self.messages():
-            try:
-                with Client(self.url, api_key=self.key) as client:
-                    yield client
-            except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-                raise UserError(
-                    f"no Stillhouse answers at {self.url} ({error}); start one, or name it by --url or STILLHOUSE_URL"
-                ) from error
-
-    def show(self, value: Json) -> None:
-        """Prints one thing."""
-        if self.as_json:
-            typer.echo(json.dumps(value, indent=2))
-        else:
-            Console().print_json(data=value)
-
-    def listed(self, lines: Iterable[Answer], columns: Sequence[str]) -> None:
-        """Prints a list: as a table of some columns, or all of it as JSON."""
-        found = list(lines)
-        if self.as_json:
-            typer.echo(json.dumps(found, indent=2))
-            return
-        table = Table(*(column.replace("_", " ") for column in columns), box=SIMPLE_HEAD, pad_edge=False)
-        for line in found:
-            table.add_row(*(escape(_text(line.get(column))) for column in columns))
-        Console().print(table)
+DEED_COLUMNS = ("id", "at", "key_id", "method", "path", "status", "request_id")
 
 
 def commands(messages: Messages) -> typer.Typer:
@@ -92,56 +49,10 @@ def commands(messages: Messages) -> typer.Typer:
         """Work with a server's data sets, jobs and models."""
         ctx.obj = Server(url, key, as_json, messages)
 
-    for name, made in (("datasets", _datasets()), ("jobs", _jobs()), ("models", _models())):
+    parts = {"datasets": datasets(), "uploads": uploads(), "jobs": _jobs(), "models": _models()}
+    for name, made in parts.items():
         app.add_typer(made, name=name)
     _add_others(app)
-    return app
-
-
-def _datasets() -> typer.Typer:
-    app = typer.Typer(help="Add, list, show, delete.", no_args_is_help=True)
-
-    @app.command()
-    def add(
-        ctx: typer.Context,
-        data: Annotated[str, typer.Argument(help="ImageFolder zip, or 'textures' (built in).")],
-        name: Annotated[str | None, typer.Option(help="How to call it.")] = None,
-        skip_faults: Annotated[bool, typer.Option(help="Leave unreadable pictures out and go on.")] = False,
-        wait: Annotated[bool, typer.Option(help="Wait until it has been read.")] = False,
-    ) -> None:
-        """Upload pictures. Started again after a break, it goes on where it was."""
-        server: Server = ctx.obj
-        with server.client() as client:
-            if data == "textures" and not Path(data).exists():
-                made = client.builtin(data)
-            elif not Path(data).is_file():
-                raise UserError(f"no file {data!r}; pack the picture folder as one zip")
-            else:
-                with transfer_bar(f"upload {Path(data).name}") as moved:
-                    made = client.upload(Path(data), name=name, skip_faults=skip_faults, progress=moved)
-            server.show(await_dataset(client, made["id"], Console(stderr=True)) if wait else made)
-
-    @app.command("list")
-    def list_all(ctx: typer.Context) -> None:
-        """All data sets, oldest first."""
-        server: Server = ctx.obj
-        with server.client() as client:
-            server.listed(client.datasets(), ("id", "name", "state", "reason"))
-
-    @app.command()
-    def show(ctx: typer.Context, dataset: DatasetId) -> None:
-        """One data set: classes, pictures, bytes-per-picture curve."""
-        server: Server = ctx.obj
-        with server.client() as client:
-            server.show(client.dataset(dataset))
-
-    @app.command()
-    def delete(ctx: typer.Context, dataset: DatasetId) -> None:
-        """Forget a data set without jobs."""
-        server: Server = ctx.obj
-        with server.client() as client:
-            client.delete_dataset(dataset)
-
     return app
 
 
@@ -330,6 +241,17 @@ def _add_others(app: typer.Typer) -> None:
                 server.listed(found["front"], MODEL_COLUMNS)
 
     @app.command()
+    def audit(
+        ctx: typer.Context,
+        before: Annotated[int | None, typer.Option(min=1, help="Only entries with a smaller id.")] = None,
+        limit: Most = 50,
+    ) -> None:
+        """What the tenant's keys have changed, newest first."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            server.listed(client.audit(before=before, limit=min(limit, 1000)), DEED_COLUMNS)
+
+    @app.command()
     def devices(ctx: typer.Context) -> None:
         """Devices that latency and memory are measured on."""
         server: Server = ctx.obj
@@ -368,30 +290,12 @@ def fields_of(pairs: Sequence[str]) -> dict[str, Json]:
     return {n: [value] if n in lists and not isinstance(value, list) else value for n, value in read.items()}
 
 
-@contextmanager
-def transfer_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with speed and seconds left on a terminal; nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(escape(title), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _seen(server: Server, client: Client, job: Answer, *, watch: bool) -> None:
     if watch:
         job = watch_job(client, job["id"], Console(stderr=True))
     server.listed([job], JOB_COLUMNS)
     if watch and job["state"] != "done":
         raise typer.Exit(1)
-
-
-def _text(value: Json) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "x".join(str(part) for part in value) if isinstance(value, list) else str(value)
 
 
 app = typer.Typer()

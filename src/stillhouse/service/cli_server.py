@@ -1,0 +1,86 @@
+"""What the commands of ``stillhouse client`` have in common: the server they ask, and how answers are shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import httpx
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from stillhouse.search.domain import Json
+from stillhouse.search.errors import UserError
+from stillhouse.service.client import Answer, Client
+
+Messages = Callable[[], AbstractContextManager[None]]
+JobId = Annotated[str, typer.Argument(help="Id of a job.")]
+DatasetId = Annotated[str, typer.Argument(help="Id of a data set.")]
+ModelId = Annotated[str, typer.Argument(help="Id of a model.")]
+States = Annotated[list[str] | None, typer.Option("--state", help="Only in this state; repeatable.")]
+Most = Annotated[int, typer.Option("--limit", min=1, help="At most so many lines.")]
+
+
+@dataclass(frozen=True)
+class Server:
+    """Which server, how errors are told, and whether answers are printed as JSON."""
+
+    url: str
+    key: str | None
+    as_json: bool
+    messages: Messages
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """A client whose errors end the command with a message."""
+        with self.messages():
+            try:
+                with Client(self.url, api_key=self.key) as client:
+                    yield client
+            except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise UserError(
+                    f"no Stillhouse answers at {self.url} ({error}); start one, or name it by --url or STILLHOUSE_URL"
+                ) from error
+
+    def show(self, value: Json) -> None:
+        """Prints one thing."""
+        if self.as_json:
+            typer.echo(json.dumps(value, indent=2))
+        else:
+            Console().print_json(data=value)
+
+    def listed(self, lines: Iterable[Answer], columns: Sequence[str]) -> None:
+        """Prints a list: as a table of some columns, or all of it as JSON."""
+        found = list(lines)
+        if self.as_json:
+            typer.echo(json.dumps(found, indent=2))
+            return
+        table = Table(*(column.replace("_", " ") for column in columns), box=SIMPLE_HEAD, pad_edge=False)
+        for line in found:
+            table.add_row(*(escape(_text(line.get(column))) for column in columns))
+        Console().print(table)
+
+
+@contextmanager
+def transfer_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with speed and seconds left on a terminal; nothing elsewhere."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(escape(title), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _text(value: Json) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "x".join(str(part) for part in value) if isinstance(value, list) else str(value)
