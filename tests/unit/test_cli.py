@@ -70,6 +70,16 @@ def test_a_command_loads_what_it_needs(module: str, spared: set[str]) -> None:
     assert not spared & set(loaded)
 
 
+def test_an_estimate_of_nothing_that_is_there_says_what_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = {"tas": {"teacher": True, "assistant": True, "knobs": []}}
+    names = {"names": [JobSpec.teacher], "image_sizes": [], "archs": {}}
+    known = {**names, "methods": methods, "weights": {"hub": []}}
+    monkeypatch.setattr("stillhouse.service.wiring.worker_catalogue", lambda _: known)
+    done = CliRunner().invoke(cli.app, ["estimate", "ds_nothere"])
+    assert done.exit_code == 2
+    assert "no file, no folder and no id of a data set: 'ds_nothere'" in done.output
+
+
 def test_every_command_is_found_and_named_in_the_help() -> None:
     shown = CliRunner().invoke(cli.app, ["--help"]).output
     for name in (*cli.MODULES, "version"):

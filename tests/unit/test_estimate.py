@@ -68,7 +68,7 @@ def test_a_budget_worked_out_longhand() -> None:
     assert found.reason is None
     assert set(found.cheapest) == {"macs", "image_bytes"}
     assert found.cheapest["macs"].candidate == candidate("net0", 32, 32)
-    assert found.cheapest["macs"].cost == Cost(1024, 1000, 3600, pytest.approx(320.0), Size(32, 32))
+    assert found.cheapest["macs"].cost == Cost(1024, 1000, 3600, pytest.approx(320.0), Size(32, 32), memory_bytes=3600)
     assert found.likely_best is not None
     assert found.likely_best.candidate == candidate("net1", 64, 64)
     opened = {(each.limit, each.by): (each.value, each.opens) for each in found.relax}
@@ -234,3 +234,65 @@ def test_the_table_says_why_nothing_fits(budget: Budget, said: str) -> None:
     assert said in text
     assert "no candidate meets the budget" in text
     assert "likely best:" not in text
+
+
+# ------------------------------------------------------------------------------------------- notes
+
+
+def noted(budget: Budget, figures: Figures | None = None, **spec: Json) -> str:
+    return " | ".join(estimate(space(budget, **spec), figures or {}).notes)
+
+
+def test_nothing_is_noted_of_a_request_that_is_plain() -> None:
+    assert noted(Budget(max_macs=9000, max_image_size=Size(64, 64))) == ""
+
+
+def test_latency_that_nobody_measured_is_said_to_be_unknown() -> None:
+    said = noted(Budget(max_latency_ms=1e-9))
+    assert "latency_ms on local was measured for none of the 18 that fit so far" in said
+    assert "max_latency_ms 1e-09 may rule out more" in said
+    assert "stillhouse run" in said
+    figures = {candidate("net0", 32, 32): {"fp32": Cost(latency_ms=1.0)}}
+    assert "measured for 1 of the 18 that fit" in noted(Budget(max_latency_ms=2.0), figures)
+    whole = space(Budget(max_latency_ms=2.0))
+    assert estimate(whole, {each: {"fp32": Cost(latency_ms=1.0)} for each in whole.candidates}).notes == ()
+
+
+def test_memory_is_bounded_by_the_weights() -> None:
+    # Parameters: 1000, 2000, 3000; of fp32 each takes 3.6 bytes at least.
+    found = estimate(space(Budget(max_memory_bytes=7200)), {})
+    assert (found.fits, found.ruled_out) == (12, {"max_memory_bytes": 6})
+    assert "memory_bytes on local was measured for none of the 12" in found.notes[0]
+    assert "lower bound" in found.notes[0]
+    assert "memory_bytes" not in estimate(space(Budget(), objectives=("memory_bytes",)), {}).cheapest
+
+
+def test_an_objective_that_nobody_measured_has_a_row_that_says_so() -> None:
+    whole = space(Budget(), objectives=("latency_ms", "image_bytes"))
+    console = Console(file=io.StringIO(), width=100)
+    show(estimate(whole, {}), whole.spec, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    (row,) = [line for line in text.splitlines() if line.split()[:2] == ["latency", "ms"]]
+    assert "not measured yet" in row
+    assert "latency_ms on local was measured for none" in text
+
+
+def test_what_of_the_request_does_nothing_is_said() -> None:
+    named = JobSpec("d", quality=50, qualities=(75, 90, 40), precisions=("fp32",), image_sizes=("96",), teacher_size=64)
+    rows = [{**row, "quality": q} for row in summary()["curve"] for q in (40, 50)]
+    whole = Space(Catalogue.from_json(catalogue()), {**summary(), "curve": rows}, named)
+    said = " | ".join(estimate(whole, {}).notes)
+    assert "qualities 75, 90 are passed over: only such as are lower than the quality, 50" in said
+    assert "pictures of 96x96 are larger than the teacher's, 64x64" in said
+
+
+def test_oblong_pictures_that_are_computed_inside_squares_are_named() -> None:
+    assert "net0, net1, net2 compute 50x61 inside squares" in noted(Budget(), image_sizes=("50x61",))
+
+
+def test_a_limit_that_half_as_much_again_does_not_help_says_how_much_would() -> None:
+    said = noted(Budget(max_macs=100))
+    assert "max_macs: even 50 % more opens nothing; the first fits at 1,024 (10.2 x)" in said
+    both = noted(Budget(max_macs=100, max_params=9))
+    assert "max_macs: no value of it helps as long as the other limits stay" in both
+    assert noted(Budget(max_macs=1000)) == "", "10 % more are enough: the table says it"

@@ -121,6 +121,16 @@ def test_catalogue_refuses_unknown_names_with_near_ones():
     CATALOGUE.check_teacher("huge_teacher")
 
 
+def test_of_many_names_the_nearest_are_told_and_what_lists_them():
+    many = {f"net_{number:03}": DATA["archs"]["tiny_vit"] for number in range(60)}
+    with pytest.raises(UnknownNameError) as caught:
+        Catalogue.from_json({**DATA, "archs": many}).check_arch("foo")
+    said = str(caught.value)
+    assert said.count("net_") == 3
+    assert "none of the 60 known ones is like it" in said
+    assert "stillhouse catalogue list lists all" in said
+
+
 # ------------------------------------------------------------------------------------- candidates
 
 

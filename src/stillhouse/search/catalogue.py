@@ -172,7 +172,7 @@ class Catalogue:
             raise UserError(f"{name} failed its check, so it cannot be a student ({whys}); choose another architecture")
         if name not in self.archs:
             what = "student architecture (it can be a teacher only)" if name in self.names else "architecture"
-            raise UnknownNameError.among(what, name, self.archs)
+            raise UnknownNameError.among(what, name, self.archs, "stillhouse catalogue list")
         if not self.reads(name, colour):
             raise UserError(
                 f"the costs of {name} must be known for {colour} pictures, but are known for rgb only; if it was added "

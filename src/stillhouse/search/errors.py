@@ -25,6 +25,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+MOST_NAMES = 20
+"""That a message names; of more, only the nearest."""
+
 MOST_FAULTS = 10_000
 """A data set may have millions; whoever reads them has mended the cause long before, and a row must hold them."""
 
@@ -64,12 +67,25 @@ class UnknownNameError(UserError):
     """A name that no registry or catalogue holds."""
 
     @classmethod
-    def among(cls, what: str, name: str, known: Iterable[str]) -> UnknownNameError:
-        """Builds the message, with the nearest known names as a hint."""
+    def among(cls, what: str, name: str, known: Iterable[str], listed: str = "") -> UnknownNameError:
+        """Builds the message, with the nearest known names as a hint; where none is near, all of them if they are few.
+
+        Args:
+            what: Kind of name.
+            name: What came.
+            known: What there is.
+            listed: What lists all of them, where they are many.
+        """
         names = sorted(known)
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names[:40])}"
-        return cls(f"unknown {what} {name!r}; {hint}")
+        if close:
+            hint = f"did you mean {' or '.join(close)}?"
+        elif len(names) <= MOST_NAMES:
+            hint = f"known: {', '.join(names)}"
+        else:
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+            hint = f"none of the {len(names)} known ones is like it; the nearest are {', '.join(near)}"
+        return cls(f"unknown {what} {name!r}; {hint}" + (f" ({listed} lists all)" if listed else ""))
 
 
 class NotFoundError(UserError):

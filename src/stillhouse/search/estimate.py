@@ -2,7 +2,7 @@
 
 MACs (1 MAC = 2 FLOPs), parameters and bytes per picture are exact. Latency, peak memory and the model file's bytes are
 exact where an earlier search measured the untrained network on the job's device. Of the other candidates only a lower
-bound of the file's bytes is known, so a count that includes them is an upper bound, and says so.
+bound of the file's bytes and of memory is known, so a count that includes them is an upper bound, and says so.
 
 A candidate fits by the search's own rule, ``Budget.excess``. The set of candidates stays the same while a limit is
 relaxed, so relaxing never closes one.
@@ -18,6 +18,7 @@ from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Candidate, Cost, Json, Size
 from stillhouse.search.errors import ConflictError
 from stillhouse.search.job import DatasetRecord, JobSpec
+from stillhouse.search.notes import notes
 from stillhouse.search.plan import Planner, measured_cost
 from stillhouse.search.ports import Ledger
 from stillhouse.search.space import Space, explain_infeasible
@@ -32,7 +33,7 @@ class Option:
 
     Attributes:
         candidate: The candidate.
-        cost: Its costs; ``model_bytes`` is a lower bound unless it was measured.
+        cost: Its costs; ``model_bytes`` and ``memory_bytes`` are lower bounds unless they were measured.
         measured: Whether latency, memory and the file's bytes were measured on the job's device.
     """
 
@@ -92,6 +93,7 @@ class Estimate:
         why: Why that one, in words; None when nothing fits.
         relax: Each limit relaxed by each share. ``min_accuracy`` is no cost, and is not relaxed.
         reason: Why nothing fits and what the nearest would need; None when something fits.
+        notes: What is not known yet, and what of the request does nothing, in words.
     """
 
     candidates: int
@@ -107,6 +109,7 @@ class Estimate:
     why: str | None
     relax: tuple[Relaxation, ...]
     reason: str | None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """JSON form."""
@@ -117,6 +120,7 @@ class Estimate:
             "cheapest": {name: option.to_json() for name, option in self.cheapest.items()},
             "likely_best": None if self.likely_best is None else self.likely_best.to_json(),
             "relax": [each.to_json() for each in self.relax],
+            "notes": list(self.notes),
         }
 
 
@@ -187,6 +191,7 @@ def estimate(space: Space, measured: Figures) -> Estimate:
         why=None if best is None else _why(space, best),
         relax=tuple(_relaxed(space, name, by, alone[name]) for name in limits for by in RELAXED),
         reason=None if fits else explain_infeasible([(o.candidate, o.cost) for o in options], budget),
+        notes=notes(space, fits, alone),
     )
 
 
@@ -234,7 +239,8 @@ def _cheapest(options: Sequence[Option], objectives: Sequence[str]) -> dict[str,
     """For MACs and each objective the option of least cost; of equally cheap ones that of fewest MACs."""
     found: dict[str, Option] = {}
     for name in dict.fromkeys(("macs", *objectives)):
-        known = [(value, option) for option in options if (value := getattr(option.cost, name)) is not None]
+        there = [option for option in options if option.measured] if name == "memory_bytes" else options
+        known = [(value, option) for option in there if (value := getattr(option.cost, name)) is not None]
         if known:
             found[name] = min(known, key=lambda pair: (pair[0], pair[1].cost.macs or 0, pair[1].candidate))[1]
     return found

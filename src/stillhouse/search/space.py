@@ -92,9 +92,13 @@ class Space:
         return self._costs.get(plain) or self._compute(plain)
 
     def bound(self, candidate: Candidate) -> Cost:
-        """``cost`` with the least that the model file can take, at its lowest precision, as ``model_bytes``."""
+        """``cost`` with the least that the model file can take, at its lowest precision, as ``model_bytes``.
+
+        To run it takes no less memory than its weights.
+        """
         cost, least = self.cost(candidate), min(BYTES_PER_PARAM[name] for name in self.precisions(candidate))
-        return dataclasses.replace(cost, model_bytes=math.ceil(least * (cost.params or 0)))
+        weights = math.ceil(least * (cost.params or 0))
+        return dataclasses.replace(cost, model_bytes=weights, memory_bytes=weights)
 
     def precisions(self, candidate: Candidate) -> tuple[str, ...]:
         """Those of the job that the network has files of."""
@@ -135,7 +139,7 @@ class Space:
     def feasible(self) -> tuple[Candidate, ...]:
         """The candidates whose known costs meet the budget, in the same order.
 
-        Latency and memory are not known here, and of the model's bytes only a lower bound.
+        Latency is not known here, and of the model's bytes and of memory only a lower bound.
         ``min_accuracy`` is a matter of the front.
         """
         budget = self.spec.budget
@@ -291,13 +295,13 @@ def explain_infeasible(costs: Sequence[tuple[Candidate, Cost]], budget: Budget) 
     parts = []
     for name, count in against.most_common():
         share = f"all {total}" if count == total else f"{count} of {total}"
-        parts.append(f"{name} {_shown(getattr(budget, name))} rules out {share} candidates")
+        parts.append(f"{name} {shown(getattr(budget, name))} rules out {share} candidates")
     if len(against) > 1:
         freed = [f"{count} would be left by lifting {name} alone" for name, count in alone.most_common()]
         parts.append(", ".join(freed) or "no single limit lifted would be enough")
     candidate, cost, excess = min(beyond, key=lambda row: (max(row[2].values()), sum(row[2].values())))
     needs = [
-        f"{name} >= {_shown(_needed(name, getattr(cost, name.removeprefix('max_'))))} (x{_ratio(ratio)})"
+        f"{name} >= {shown(_needed(name, getattr(cost, name.removeprefix('max_'))))} (x{_ratio(ratio)})"
         for name, ratio in sorted(excess.items(), key=lambda pair: -pair[1])
     ]
     return (
@@ -345,10 +349,11 @@ def _needed(name: str, value: Size | float) -> Size | float:
     return math.ceil(value * 100) / 100 if name == "max_latency_ms" else math.ceil(value)
 
 
-def _shown(value: Size | float) -> str:
+def shown(value: Size | float) -> str:
+    """A limit or a cost, for a person."""
     if isinstance(value, Size):
         return str(value)
-    return f"{value:,.2f}".removesuffix(".00")
+    return f"{value:,.2f}".removesuffix(".00") if value >= 0.01 else f"{value:.3g}"
 
 
 def _ratio(ratio: float) -> str:

@@ -16,12 +16,13 @@ from rich.table import Table
 
 from stillhouse.search.check import check_request
 from stillhouse.search.domain import Fit, Size
+from stillhouse.search.errors import DatasetError
 from stillhouse.search.estimate import RELAXED, Estimate, Option, estimate_job
 from stillhouse.search.job import DatasetRecord, JobSpec
 from stillhouse.service import cli_options as options
 from stillhouse.service.cli_messages import messages
 from stillhouse.service.progress import Watcher
-from stillhouse.service.run import read_dataset
+from stillhouse.service.run import BUILTIN, read_dataset
 from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
 
@@ -90,6 +91,11 @@ def _dataset(platform: Platform, data: str, skip_faults: bool) -> DatasetRecord:
     known = {record.id: record for record in platform.ledger.datasets()}
     if data in known and not Path(data).exists():
         return known[data]
+    if data != BUILTIN and not Path(data).exists():
+        raise DatasetError(
+            f"no file, no folder and no id of a data set: {data!r}; give an ImageFolder zip or folder, {BUILTIN!r}, or "
+            "an id that this home knows (stillhouse client datasets list)"
+        )
     with Watcher(platform.ledger, Console(stderr=True)) as watcher:
         return read_dataset(platform, data, skip_faults=skip_faults, watcher=watcher)
 
@@ -109,16 +115,19 @@ def show(found: Estimate, spec: JobSpec, console: Console) -> None:
         console.print("no limit binds alone: each candidate lies beyond several", highlight=False)
     if found.reason is not None:
         console.print(found.reason, highlight=False, markup=False, soft_wrap=True)
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     if found.likely_best is not None:
-        console.print(_options(found, found.likely_best))
+        console.print(_options(found, found.likely_best, spec))
         console.print(f"likely best: {found.why}", highlight=False, markup=False, soft_wrap=True)
     if found.relax:
         console.print(_limits(found, spec))
 
 
-def _options(found: Estimate, best: Option) -> Table:
-    """The cheapest by each cost and the likely best; of a file that was not measured, the least it can take."""
+def _options(found: Estimate, best: Option, spec: JobSpec) -> Table:
+    """The cheapest by each cost and the likely best; of what was not measured, the least it can take."""
     rows = {name.replace("_", " "): option for name, option in found.cheapest.items()} | {"likely best": best}
+    unknown = [name for name in spec.objectives if name not in found.cheapest]
     on_device = any(option.measured for option in rows.values())
     table = Table(caption="1 MAC = 2 FLOPs; pixels: of the picture > inside the network", **_COMPACT)
     table.add_column("least", no_wrap=True)
@@ -127,6 +136,8 @@ def _options(found: Estimate, best: Option) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("M\nMACs", "M\nparams", "image\nbytes", "model\nkB", *(("\nms", "peak\nMB") if on_device else ())):
         table.add_column(name, justify="right", no_wrap=True)
+    for name in unknown:
+        table.add_row(name.replace("_", " "), "not measured yet")
     for what, option in rows.items():
         candidate, cost = option.candidate, option.cost
         table.add_row(
@@ -138,7 +149,11 @@ def _options(found: Estimate, best: Option) -> Table:
             _scaled(cost.params, 1e6, 2),
             _scaled(cost.image_bytes, 1, 0),
             ("" if option.measured else ">=") + _scaled(cost.model_bytes, 1e3, 0),
-            *((_scaled(cost.latency_ms, 1, 2), _scaled(cost.memory_bytes, 1e6, 0)) if on_device else ()),
+            *(
+                (_scaled(cost.latency_ms, 1, 2), _scaled(cost.memory_bytes if option.measured else None, 1e6, 0))
+                if on_device
+                else ()
+            ),
         )
     return table
 

@@ -41,9 +41,8 @@ export function showEstimate(headlineBox, box, found) {
   if (found.binds) {
     box.append(element("p", `${found.binds} binds: it alone rules out ${found.ruled_out_alone[found.binds]}.`, { id: "binds" }));
   }
-  if (found.is_upper_bound) {
-    box.append(element("p", `Latency, memory and the file's size are known for ${found.measured} of these; `
-      + "the others are measured when the job runs.", { class: "soft" }));
+  for (const note of found.notes ?? []) {
+    box.append(element("p", `${note[0].toUpperCase()}${note.slice(1)}.`, { class: "soft" }));
   }
   if (found.likely_best) {
     const best = element("p", "", { id: "likely-best" });
