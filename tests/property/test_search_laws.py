@@ -24,13 +24,13 @@ def budgets(draw: st.DrawFn) -> Budget:
         return draw(st.none() | values)
 
     return Budget(
-        max_macs=limit(st.integers(900_000, 60_000_000)),
-        max_params=limit(st.integers(90_000, 1_000_000)),
-        max_model_bytes=limit(st.integers(400_000, 4_000_000)),
-        max_image_bytes=limit(st.integers(2_500, 9_000)),
+        max_macs=limit(st.sampled_from([900_000, 2_500_000, 10_000_000, 30_000_000, 60_000_000])),
+        max_params=limit(st.sampled_from([90_000, 200_000, 400_000, 1_000_000])),
+        max_model_bytes=limit(st.sampled_from([700_000, 2_000_000, 3_700_000])),
+        max_image_bytes=limit(st.integers(2_700, 9_000)),
         max_image_size=limit(st.builds(Size, st.sampled_from(SIDES), st.sampled_from(SIDES))),
         max_latency_ms=limit(st.floats(0.9, 60)),
-        max_memory_bytes=limit(st.sampled_from([4_000, 6_000])),
+        max_memory_bytes=limit(st.sampled_from([4_000, 5_000, 6_000, 7_000])),
     )
 
 
