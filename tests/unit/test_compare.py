@@ -1,3 +1,6 @@
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -127,3 +130,56 @@ def test_what_is_beaten_by_noise_alone_is_in_doubt():
     members = [deployment(name, macs, row) for name, macs, row in zip("abc", (1, 2, 3), right, strict=True)]
     assert in_doubt(members, {"a"}, ("macs",)) == ["b"]
     assert in_doubt(members[:1], {"a"}, ("macs",)) == []
+
+
+def test_only_the_front_rules_out_what_is_in_doubt():
+    """b is beaten by noise alone on the front, and clearly by c, which is itself off it."""
+    right = told((60, *range(6)), (50, *range(3)), (59,))
+    right[1, 53:] = False
+    members = [deployment(name, macs, row) for name, macs, row in zip("abc", (1, 3, 2), right, strict=True)]
+    assert significant_front([[1.0], [3.0], [2.0]], right)
+    kept = significant_front([[item.cost.macs] for item in members if item.id in "ab"], right[:2])
+    assert ("b" in in_doubt(members, {"a"}, ("macs",))) == (1 in kept)
+
+
+def test_in_doubt_is_what_the_tests_pair_by_pair_say():
+    rng = np.random.default_rng(3)
+    skill = rng.random((60, 1))
+    right = rng.random((60, 203)) < 0.5 + 0.4 * skill
+    costs = [(float(1 + round(40 * skill[i, 0]) + rng.integers(9)), float(rng.integers(1, 4))) for i in range(60)]
+    members = [
+        replace(
+            deployment(f"m{i}", costs[i][0], right[i]), trial_number=i, cost=Cost(macs=costs[i][0], params=costs[i][1])
+        )
+        for i in range(60)
+    ]
+    on_front = front(np.column_stack((right.mean(axis=1), costs)))
+
+    def beats(a, b):
+        cheaper = all(x <= y for x, y in zip(costs[a], costs[b], strict=True))
+        only_a, only_b = np.count_nonzero(right[a] & ~right[b]), np.count_nonzero(right[b] & ~right[a])
+        return cheaper and only_a > only_b and mcnemar(int(only_a), int(only_b)) < 0.05
+
+    doubted = [f"m{i}" for i in range(60) if i not in on_front and not any(beats(member, i) for member in on_front)]
+    assert in_doubt(members, {f"m{i}" for i in on_front}, ("macs", "params")) == doubted
+    everybody = [i for i in range(60) if not any(beats(other, i) for other in range(60))]
+    assert significant_front(costs, right) == everybody
+    assert 0 < len(doubted) < 50
+
+
+def test_a_hundred_thousand_deployments_are_told_apart_soon():
+    rng = np.random.default_rng(0)
+    count, pictures = 100_000, 500
+    skill = rng.random(count).astype(np.float32)
+    right = rng.random((count, pictures), dtype=np.float32) < (0.3 + 0.6 * skill)[:, None]
+    costs = 2 ** (10 * skill + rng.uniform(0, 3, count))
+    members = [
+        replace(deployment(str(i), float(costs[i]), right[i]), trial_number=i, cost=Cost(macs=costs[i], params=1))
+        for i in range(count)
+    ]
+    on_front = {str(i) for i in front(np.column_stack((right.mean(axis=1), costs)))}
+    began = time.process_time()
+    found = in_doubt(members, on_front, ("macs", "params"))
+    print(time.process_time() - began, len(found), len(on_front))
+    assert time.process_time() - began < 3.0
+    assert 0 < len(found) < count / 2

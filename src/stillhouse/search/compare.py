@@ -3,6 +3,7 @@
 ===========  ======================================================================================
 ``costs``    (n, k) finite numbers: n deployments, k costs, all minimised, all exact
 ``right``    (n, pictures) bool: whether a deployment tells a picture right; the same pictures in each row
+``words``    (n, pictures / 64) uint64: the same, a picture a bit
 ===========  ======================================================================================
 
 Accuracy is the share of pictures told right, so a lead of a few pictures may be luck. Two deployments are compared
@@ -12,6 +13,7 @@ classifiers: Dietterich 1998). The pictures are those of the validation split: t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Sequence
 
@@ -22,6 +24,11 @@ from stillhouse.search.domain import Deployment
 from stillhouse.search.pareto import Floats, front
 
 Bools = NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
+Words = NDArray[np.uint64]
+
+ALPHA = 0.05
+"""Level of each test."""
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -49,7 +56,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def significant_front(costs: ArrayLike, right: ArrayLike, alpha: float = 0.05) -> list[int]:
+def significant_front(costs: ArrayLike, right: ArrayLike, alpha: float = ALPHA) -> list[int]:
     """Indices, ascending, of the deployments that the pictures do not rule out: the front with its doubtful rivals.
 
     One is ruled out when some other costs no more in anything and is significantly more accurate: right on more
@@ -70,24 +77,11 @@ def significant_front(costs: ArrayLike, right: ArrayLike, alpha: float = 0.05) -
         ValueError: Tables that do not match, or a level outside [0, 1).
     """
     table, told = _checked(costs, right, alpha)
-    counts = told.sum(axis=1)
-    by_accuracy = np.argsort(-counts, kind="stable")
-    seen: set[bytes] = set()
-    kept: list[int] = []
-    for index in range(len(table)):
-        copy = table[index].tobytes() + told[index].tobytes()
-        if copy in seen:
-            continue
-        seen.add(copy)
-        # The most accurate first: it is the likeliest to settle it.
-        rivals = by_accuracy[: np.count_nonzero(counts > counts[index])]
-        rivals = rivals[np.all(table[rivals] <= table[index], axis=1)]
-        if not any(_p_value(told[rival], told[index]) < alpha for rival in rivals):
-            kept.append(index)
-    return kept
+    words = _words(np.packbits(told, axis=1))
+    return _firsts(table, words, _not_ruled_out(table, words, np.arange(len(table)), alpha))
 
 
-def tied_with(costs: ArrayLike, right: ArrayLike, alpha: float = 0.05) -> dict[int, int | None]:
+def tied_with(costs: ArrayLike, right: ArrayLike, alpha: float = ALPHA) -> dict[int, int | None]:
     """For each member of the plain front the next cheaper member, where the two cannot be told apart in accuracy.
 
     The next cheaper member is the most accurate of those that cost no more in anything; of equally accurate ones the
@@ -131,12 +125,17 @@ def ties(members: Sequence[Deployment], objectives: Sequence[str]) -> dict[str, 
         Id of the dearer -> id of the cheaper. Nothing where it is not kept which pictures each tells right.
     """
     tables = _tables(members, objectives)
-    found = {} if tables is None else tied_with(*tables)
+    if tables is None:
+        return {}
+    costs, packed, pictures = tables
+    found = tied_with(costs, np.unpackbits(packed, axis=1, count=pictures).astype(np.bool_))
     return {members[dear].id: members[cheap].id for dear, cheap in found.items() if cheap is not None}
 
 
 def in_doubt(deployments: Sequence[Deployment], front_ids: Collection[str], objectives: Sequence[str]) -> list[str]:
-    """Ids of what is off a front but not ruled out by the pictures (``significant_front``).
+    """Ids of what is off a front but not ruled out by a member of it, on the pictures (as ``significant_front`` rules).
+
+    O(n f) at worst, f being the size of the front, and O(n) where most are clearly beaten.
 
     Args:
         deployments: That meet the budget, those of the front among them.
@@ -148,9 +147,12 @@ def in_doubt(deployments: Sequence[Deployment], front_ids: Collection[str], obje
         each tells right.
     """
     tables = _tables(deployments, objectives)
-    kept = [] if tables is None else significant_front(*tables)
+    if tables is None:
+        return []
+    members = np.array([index for index, item in enumerate(deployments) if item.id in front_ids], dtype=np.int64)
+    table, words = np.array(tables[0]) + 0.0, _words(tables[1])
     found: dict[int, str] = {}
-    for index in kept:
+    for index in _firsts(table, words, _not_ruled_out(table, words, members, ALPHA)):
         if deployments[index].id not in front_ids:
             found.setdefault(deployments[index].trial_number, deployments[index].id)
     return list(found.values())
@@ -159,14 +161,72 @@ def in_doubt(deployments: Sequence[Deployment], front_ids: Collection[str], obje
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _tables(deployments: Sequence[Deployment], objectives: Sequence[str]) -> tuple[list[list[float]], Bools] | None:
-    """Costs and pictures told right; None for fewer than two, or where the pictures are not known or not the same."""
+def _tables(
+    deployments: Sequence[Deployment], objectives: Sequence[str]
+) -> tuple[list[list[float]], Bytes, int] | None:
+    """Costs, pictures told right (a bit each) and their number.
+
+    None for fewer than two deployments, or where the pictures are not known or not the same.
+    """
     bits = [item.details.get("right") for item in deployments]
     if len(deployments) < 2 or not all(bits) or len({item.chosen_by.total for item in deployments}) > 1:
         return None
-    packed = np.array([np.frombuffer(bytes.fromhex(each), dtype=np.uint8) for each in bits if each])
-    right = np.unpackbits(packed, axis=1, count=deployments[0].chosen_by.total).astype(np.bool_)
-    return [[item.objective(name) for name in objectives] for item in deployments], right
+    packed = np.frombuffer(bytes.fromhex("".join(map(str, bits))), dtype=np.uint8).reshape(len(deployments), -1)
+    return (
+        [[item.objective(name) for name in objectives] for item in deployments],
+        packed,
+        deployments[0].chosen_by.total,
+    )
+
+
+def _words(packed: Bytes) -> Words:
+    """Eight bytes each, the last filled up with zeros."""
+    return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
+
+
+def _not_ruled_out(table: Floats, words: Words, rivals: NDArray[np.int64], alpha: float) -> NDArray[np.int64]:
+    """Indices, ascending, of what no rival beats: one that costs no more in anything and is significantly better.
+
+    Args:
+        table: (n, k) costs.
+        words: (n, pictures / 64).
+        rivals: Indices of those that may rule out.
+        alpha: Level of each test.
+    """
+    counts = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+    left = np.arange(len(table))
+    # A lead of fewer pictures is never significant: all of them alone would have to be the rival's.
+    lead = 1 + math.floor(math.log2(2 / alpha)) if alpha > 0 else words.shape[1] * 64 + 1
+    # The most accurate first: it is the likeliest to settle it.
+    for rival in rivals[np.argsort(-counts[rivals], kind="stable")]:
+        may = left[counts[left] <= counts[rival] - lead]
+        dearer = may[np.all(table[rival] <= table[may], axis=1)]
+        if len(dearer) == 0:
+            continue
+        only_rival = np.bitwise_count(words[rival] & ~words[dearer]).sum(axis=1, dtype=np.int64)
+        only_other = counts[dearer] - counts[rival] + only_rival
+        apart, places = np.unique(only_rival + only_other, return_inverse=True)
+        most = np.array([_most_lost(int(n), alpha) for n in apart])[places]
+        left = np.setdiff1d(left, dearer[only_other <= most], assume_unique=True)
+    return left
+
+
+@functools.lru_cache(maxsize=100_000)
+def _most_lost(n: int, alpha: float) -> int:
+    """Of n pictures that two tell apart, the most that the better may lose and be significantly better; -1 for none."""
+    low, high = -1, n // 2
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if mcnemar(n - middle, middle) < alpha else (low, middle - 1)
+    return low
+
+
+def _firsts(table: Floats, words: Words, indices: NDArray[np.int64]) -> list[int]:
+    """Of copies, equal in every cost and right on the very same pictures, the first; a copy fares like the first."""
+    found: dict[bytes, int] = {}
+    for index in indices.tolist():
+        found.setdefault(table[index].tobytes() + words[index].tobytes(), index)
+    return list(found.values())
 
 
 def _p_value(a: Bools, b: Bools) -> float:
