@@ -172,11 +172,8 @@ def _tables(
     if len(deployments) < 2 or not all(bits) or len({item.chosen_by.total for item in deployments}) > 1:
         return None
     packed = np.frombuffer(bytes.fromhex("".join(map(str, bits))), dtype=np.uint8).reshape(len(deployments), -1)
-    return (
-        [[item.objective(name) for name in objectives] for item in deployments],
-        packed,
-        deployments[0].chosen_by.total,
-    )
+    costs = [[item.objective(name) for name in objectives] for item in deployments]
+    return costs, packed, deployments[0].chosen_by.total
 
 
 def _words(packed: Bytes) -> Words:
