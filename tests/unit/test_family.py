@@ -36,7 +36,11 @@ def work(
         name = precision[plan.key]
         metrics: dict[str, Json] = {"model_bytes": BYTES[name]}
         if plan.spec["latency"]:
-            metrics |= {"latency_ms": latency[name], "latency_p95_ms": 2 * latency[name], "memory_bytes": BYTES[name]}
+            metrics |= {
+                "latency_ms": latency[name],
+                "latency_p95_ms": 2 * latency[name],
+                "memory_bytes": 1000 * BYTES[name],
+            }
         right, total = RIGHT[name] + (by_method or {}).get(method[plan.key], 0), 12
         if plan.spec["split"] is not None:
             metrics["accuracy"] = {"correct": right, "total": total}
@@ -90,7 +94,7 @@ def test_a_precision_stays_only_where_it_wins_on_its_device() -> None:
     family = by_point(ledger, job_id)
     assert {name for name, _ in family} == {"fp32", "int8"}
     assert "15.00 ms on local, where fp32 takes 10.00 ms" in family["fp32", 90].details["left_out"]["fp16"]
-    ledger, job_id = finished(budget=Budget(max_memory_bytes=5000))
+    ledger, job_id = finished(budget=Budget(max_memory_bytes=5_000_000))
     assert {name for name, _ in by_point(ledger, job_id)} == {"fp32", "fp16", "int8"}, "memory counts"
 
 
@@ -212,7 +216,7 @@ def test_a_search_that_must_stop_keeps_the_lower_precisions_that_are_there() -> 
 
 
 def test_a_search_that_must_stop_says_nothing_of_a_budget_that_a_missing_file_might_meet() -> None:
-    ledger, job_id, state = stopped_after("fp32", budget=Budget(max_memory_bytes=1500))
+    ledger, job_id, state = stopped_after("fp32", budget=Budget(max_memory_bytes=1_500_000))
     assert state == "failed"
     assert "max_wall_s" in (ledger.job(job_id).reason or "")
     assert UNMET not in (ledger.job(job_id).reason or "")
