@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from instant import SUMMARY, catalogue, drive, honest, setup
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Budget, Cost, Size, StageKind, StagePlan, StageResult
-from stillhouse.search.job import SAMPLERS, UNMET, AttemptRecord, Epochs
+from stillhouse.search.job import SAMPLERS, UNMET, Epochs
 
 FASTER = {"fp32": 1.0, "fp16": 1.5, "int8": 0.4}
 SIDES = (32, 48, 64)
@@ -100,35 +100,6 @@ def test_nor_where_all_that_fit_are_tried(budget: Budget, slots: int) -> None:
 @given(budgets())
 def test_nor_by_gp_which_is_asked_for_the_last_of_six(budget: Budget) -> None:
     searched(budget, "gp", 1, 1, 6)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 4), st.sampled_from([1, 3]))
-def test_spend_never_exceeds_the_budget_by_more_than_what_was_at_work(limit: int, slots: int, eta: int) -> None:
-    """A stage takes a second here; at the limit those at work are cancelled, so that no more than they come on top."""
-    spent = 0.0
-
-    def work(plan: StagePlan) -> StageResult:
-        nonlocal spent
-        if plan.kind is not StageKind.INGEST and plan.spec.get("split") != "test":
-            spent += 1.0
-        return honest(plan)
-
-    ledger, job, engine, controller = setup(work, max_device_s=float(limit), eta=eta, trials=9, epochs=Epochs(1, 1, 9))
-    free, submit = slots, engine.submit
-
-    def submit_one(attempt: AttemptRecord) -> None:
-        nonlocal free
-        free -= 1
-        submit(attempt)
-
-    engine.submit, engine.capacity = submit_one, lambda: free  # type: ignore[method-assign]
-    ledger.device_seconds = lambda *_, **__: spent  # type: ignore[method-assign]
-    for _ in range(400):
-        free = slots  # all that began in the step before have ended
-        controller.step()
-    assert ledger.job(job.id).state in ("done", "failed")
-    assert spent <= limit + slots
 
 
 @settings(max_examples=25, deadline=None)

@@ -98,14 +98,15 @@ def test_wall_clock_stops_the_search_and_what_is_trained_is_still_tested() -> No
         controller.step()
         record = ledger.job(job.id)
         started = record.started_at or started
-        if sum(trial.state == "done" for trial in ledger.trials(job.id)) == 2:
+        if sum(trial.state == "done" for trial in ledger.trials(job.id)) >= 2:
             now = (started or 0.0) + 51
         else:
             now = started or now
         if record.state == "done":
             break
     trials = ledger.trials(job.id)
-    assert Counter(trial.state for trial in trials)["done"] == 2
+    trained = [plan for plan in engine.done if plan.kind is StageKind.STUDENT]
+    assert 2 <= len(trained) == Counter(trial.state for trial in trials)["done"] < 9
     assert all("max_wall_s" in (trial.reason or "") for trial in trials if trial.state == "stopped")
     assert any(deployment.test is not None for deployment in ledger.deployments(job.id))
 

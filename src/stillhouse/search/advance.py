@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.choice import Chooser, Move
@@ -21,6 +21,7 @@ from stillhouse.search.errors import InfeasibleError, UserError
 from stillhouse.search.failpoints import passing
 from stillhouse.search.family import deployed, failed_stage, reference
 from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, StageRecord, TrialRecord
+from stillhouse.search.limits import Limits, is_trained
 from stillhouse.search.plan import Planner, measured_cost, planner, unique
 from stillhouse.search.ports import Ledger
 from stillhouse.search.rungs import promotable
@@ -125,14 +126,17 @@ class JobStep:
         at_work = [trial for trial in trials if trial.at_work]
         chains = [chain for trial in at_work for chain in self._plans(trial).values()]
         self._stored = self._ledger.stages({plan.key for chain in chains for plan in chain})
-        reason = self._spent(trials)
+        limits = Limits(self._ledger, self._job, self._desk.stages, self._desk.planner.levels, now=self._now)
+        reason = limits.reached(trials)
         for trial in at_work:
-            # Once the search is over, what has been finished is still taken in, and nothing more is asked for.
-            if reason is None or self._finished(trial):
-                self._advance_trial(trial, over=reason is not None)
+            # Once the search is over, what has been trained is still delivered, and nothing more is trained.
+            if reason is None or self._trained(trial):
+                self._advance_trial(trial)
         if self._fill(reason):
             return
-        verdict = Ending(self._ledger, self._job, self._desk.planner, self._want).advance()
+        trials = self._ledger.trials(self._job.id)
+        spent = partial(limits.reached, trials)
+        verdict = Ending(self._ledger, self._job, self._desk.planner, self._want, spent).advance()
         if verdict is not None:
             self._end(verdict.state, verdict.reason)
 
@@ -154,8 +158,9 @@ class JobStep:
         """
         trials = self._ledger.trials(self._job.id)
         if reason is not None:
-            self._stop(trials, reason)
-            return False
+            delivered = [trial for trial in trials if trial.at_work and self._trained(trial)]
+            self._stop([trial for trial in trials if trial not in delivered], reason)
+            return bool(delivered)
         while sum(trial.at_work for trial in trials) < self._slots:
             move = self._next(trials)
             if move is None:
@@ -221,24 +226,6 @@ class JobStep:
         stages = self._ledger.stages(self._desk.mentors)
         return {key for key, stage in stages.items() if stage.state in ("done", "running")}
 
-    def _spent(self, trials: Sequence[TrialRecord]) -> str | None:
-        """Why the search must stop now; None while it may go on."""
-        started = self._job.started_at or self._now
-        wall, device = self._spec.max_wall_s, self._spec.max_device_s
-        if wall is not None and self._now - started >= wall:
-            return f"the search had its {wall:g} seconds (max_wall_s)"
-        if device is not None:
-            keys = {key for trial in trials for key in (*trial.stages, *self._behind(trial))}
-            if self._ledger.device_seconds(keys, since=started) >= device:
-                return f"the search had its {device:g} seconds of workers (max_device_s)"
-        return None
-
-    def _behind(self, trial: TrialRecord) -> list[str]:
-        """Keys of the stages of its earlier phases: costs on the device, and the rungs that it has reached."""
-        levels = [level for level in (0, *self._desk.planner.levels) if level <= (trial.epochs or 0)]
-        chains = [chain for level in levels for chain in self._desk.stages(trial.candidate, level).values()]
-        return [plan.key for chain in chains for plan in chain]
-
     def _stop(self, trials: Sequence[TrialRecord], reason: str) -> None:
         for trial in trials:
             if not trial.ended:
@@ -248,13 +235,8 @@ class JobStep:
 
     # ------------------------------------------------------------------------------------ trials
 
-    def _advance_trial(self, trial: TrialRecord, *, over: bool = False) -> None:
-        """Takes in what has come about and asks for what is due.
-
-        Args:
-            trial: The trial.
-            over: The search is: files of lower precisions that are not there yet are not waited for.
-        """
+    def _advance_trial(self, trial: TrialRecord) -> None:
+        """Takes in what has come about and asks for what is due."""
         if trial.state == "costing":
             self._cost(trial)
             return
@@ -267,10 +249,7 @@ class JobStep:
         elif (level := self._level(trial)) != self._desk.planner.levels[-1]:
             self._pause(trial, stages[-1].result.metrics["val"], level)
         else:
-            asked = {name: chain for name, chain in chains.items() if not over or self._is_there(chain)}
-            files = {PRECISIONS[0]: stages, **{name: self._want(chain, trial.number) for name, chain in asked.items()}}
-            if len(asked) < len(chains) and not self._meets(trial, files):
-                return  # what is missing might meet the budget: the trial is stopped, and nothing is said of the budget
+            files = {PRECISIONS[0]: stages, **{name: self._want(chain, trial.number) for name, chain in chains.items()}}
             if all(chain[-1].result is not None or failed_stage(chain) is not None for chain in files.values()):
                 self._deploy(trial, files)
 
@@ -297,20 +276,9 @@ class JobStep:
                 return
         self._rule_out(trial, min(costs, key=lambda cost: max(self._spec.budget.excess(cost).values())), missing)
 
-    def _finished(self, trial: TrialRecord) -> bool:
-        """True when what it trains for has a result."""
-        return trial.state == "training" and self._is_there(self._plans(trial)[PRECISIONS[0]])
-
-    def _is_there(self, plans: Sequence[StagePlan]) -> bool:
-        """True when the last of these stages has a result."""
-        last = self._stored.get(plans[-1].key)
-        return last is not None and last.result is not None
-
-    def _meets(self, trial: TrialRecord, files: Mapping[str, list[StageRecord]]) -> bool:
-        """True when one of the files that are there lies within the budget."""
-        found = [chain[-1].result for chain in files.values()]
-        costs = [trial.cost.merged(measured_cost(result.metrics)) for result in found if result is not None]
-        return any(not self._spec.budget.excess(cost) for cost in costs)
+    def _trained(self, trial: TrialRecord) -> bool:
+        """True when the training that it is at has a result: what is left is to take it in, or to deliver it."""
+        return trial.state == "training" and is_trained(self._plans(trial)[PRECISIONS[0]], self._stored)
 
     def _plans(self, trial: TrialRecord) -> dict[str, tuple[StagePlan, ...]]:
         """The stages of its present phase, by precision."""

@@ -2,24 +2,32 @@
 
 The members of the front that the job compares are trained again by each baseline's method, everything else the same.
 Each such variant is a deployment of its own at the cost of its trial (it is the same network, and noise in latency
-must not decide), so the variant that is best on validation is the one on the front. As in the rest of the loop, what is
-due follows from the ledger alone.
+must not decide), so the variant that is best on validation is the one on the front. They count in what the job may
+spend: one that is not trained when that is used up is left out, and the job says so. As in the rest of the loop, what
+is due follows from the ledger alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stillhouse.search.domain import Accuracy, Deployment, Json, StagePlan
 from stillhouse.search.family import failed_stage, model_id, picture_details, result_of
 from stillhouse.search.job import UNMET, JobRecord, StageRecord, TrialRecord
+from stillhouse.search.limits import is_trained
 from stillhouse.search.pareto import deployment_front
 from stillhouse.search.plan import Planner, baselines, variant_of
 from stillhouse.search.ports import Ledger
 
 Want = Callable[[Iterable[StagePlan], int], list[StageRecord]]
 """Makes sure stages exist and are worked on; gives them as stored."""
+
+Comparison = tuple[Deployment, str, tuple[StagePlan, ...]]
+"""A file of the front, the method of a baseline, and the stages from its teacher to its measured file."""
+
+Spent = Callable[[Collection[str]], str | None]
+"""Why nothing more may be trained, with what stages of these keys have taken; None while it may."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,11 @@ class Ending:
         job: The job.
         planner: Plans its stages.
         want: Has stages of a trial (by number) worked on.
+        spent: Says when nothing more may be trained.
     """
 
-    def __init__(self, ledger: Ledger, job: JobRecord, planner: Planner, want: Want) -> None:
-        self._ledger, self._job, self._planner, self._want = ledger, job, planner, want
+    def __init__(self, ledger: Ledger, job: JobRecord, planner: Planner, want: Want, spent: Spent) -> None:
+        self._ledger, self._job, self._planner, self._want, self._spent = ledger, job, planner, want, spent
 
     def advance(self) -> Verdict | None:
         """Does what is due; None while stages are still to be run."""
@@ -49,17 +58,19 @@ class Ending:
         chosen = self._front([item for item in deployments if not item.is_baseline])
         if not chosen:
             return Verdict("failed", why_empty(self._job, self._ledger.trials(self._job.id), deployments))
-        missing = self._missing(chosen, deployments)
-        chains = [
-            self._want(self._planner.training(one.candidate, method, one.precision).stages, one.trial_number)
-            for one, method in missing
-        ]
-        # A comparison that fails costs the comparison, not the models that the job was for.
-        lost = [said for chain in chains if (said := _fault(chain)) is not None]
-        waiting = False
-        for (one, method), chain in zip(missing, chains, strict=True):
+        compared = self._comparisons(chosen)
+        spent = self._spent({plan.key for _, _, plans in compared for plan in plans}) if compared else None
+        lost, waiting = list[str](), False
+        for one, method, plans in self._missing(compared, deployments):
+            # A comparison that fails, or for which nothing is left, costs the comparison, not what the job was for.
+            if spent is not None and not self._is_settled(plans):
+                lost.append(spent)
+                continue
+            chain = self._want(plans, one.trial_number)
             if chain[-1].result is None:
-                waiting = waiting or _fault(chain) is None
+                fault = _fault(chain)
+                lost += [] if fault is None else [fault]
+                waiting = waiting or fault is None
                 continue
             for own in deployments:
                 if not own.is_baseline and _file_of(own) == _file_of(one):
@@ -75,23 +86,44 @@ class Ending:
     def _front(self, deployments: Sequence[Deployment]) -> list[Deployment]:
         return deployment_front(deployments, self._job.spec.objectives, self._job.spec.budget)
 
-    def _missing(self, chosen: Sequence[Deployment], deployments: Sequence[Deployment]) -> list[tuple[Deployment, str]]:
-        """(deployment, method of a baseline) of the comparisons that are still to be made, one for each file.
+    def _comparisons(self, chosen: Sequence[Deployment]) -> list[Comparison]:
+        """Those of the job, one for each file and baseline.
 
         Args:
             chosen: The front of what the job's own method made. It stays as it is while comparisons come in, so what is
                 compared does not depend on their order; and no other trial can come onto the front by them.
+        """
+        best = max(chosen, key=lambda member: member.chosen_by.value)
+        files = {_file_of(member): member for member in (chosen if self._job.spec.ablate == "all" else [best])}
+        methods = baselines(self._job.spec, self._planner.catalogue).values()
+        return [
+            (member, method, self._planner.training(member.candidate, method, member.precision).stages)
+            for member in files.values()
+            for method in methods
+        ]
+
+    def _missing(self, compared: Sequence[Comparison], deployments: Sequence[Deployment]) -> list[Comparison]:
+        """The comparisons that are still to be made.
+
+        Args:
+            compared: All of the job.
             deployments: All of the job.
         """
         known = {(*_file_of(item), item.variant, item.quality) for item in deployments}
-        best = max(chosen, key=lambda member: member.chosen_by.value)
-        files = {_file_of(member): member for member in (chosen if self._job.spec.ablate == "all" else [best])}
         return [
-            (member, method)
-            for file, member in files.items()
-            for name, method in baselines(self._job.spec, self._planner.catalogue).items()
-            if not all((*file, name, own.quality) in known for own in deployments if _file_of(own) == file)
+            (member, method, plans)
+            for member, method, plans in compared
+            if not all(
+                (*_file_of(member), variant_of(method), own.quality) in known
+                for own in deployments
+                if _file_of(own) == _file_of(member)
+            )
         ]
+
+    def _is_settled(self, plans: Sequence[StagePlan]) -> bool:
+        """True when nothing of a comparison is left to train: its student is there, or something failed."""
+        stored = self._ledger.stages({plan.key for plan in plans})
+        return is_trained(plans, stored) or failed_stage(stored.values()) is not None
 
     def _read_tests(self, front: Sequence[Deployment], deployments: Sequence[Deployment]) -> Verdict | None:
         """Reads the test split for all files of the front's networks: its members, their families, their variants."""

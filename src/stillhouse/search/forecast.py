@@ -131,12 +131,14 @@ class Forecast:
         opened = [attempt.stage_key for attempt in self._ledger.open_attempts()]
         workers = max(1, len(opened), sum(trial.at_work for trial in trials))
         elapsed = {key: self._ledger.device_seconds([key], since=0.0) for key in opened}
-        search = 0.0
+        search, left = 0.0, self._left(job, trials, workers)
         if not outlook.search_is_over:
-            search = self._limited(job, trials, outlook.search(stages, elapsed, workers), workers)
+            search = min(left, outlook.search(stages, elapsed, workers))
         others = [stage for key, stage in self._ledger.stages(opened).items() if key not in stages]
         working = sum(outlook.passed(stage, elapsed[stage.key]) for stage in others)
-        ending = outlook.ending(self._ledger.deployments(job.id), len(baselines(job.spec, self._methods)))
+        # A search that takes all that the job may spend leaves nothing for comparisons.
+        methods = len(baselines(job.spec, self._methods)) if search < left else 0
+        ending = outlook.ending(self._ledger.deployments(job.id), methods)
         return search + max(0.0, Work(max(0.0, ending.total - working), ending.longest - working).over(workers))
 
     def _learn(self) -> None:
@@ -161,15 +163,15 @@ class Forecast:
                 return None  # The controller will say so and end the job.
         return self._prospects[key]
 
-    def _limited(self, job: JobRecord, trials: Sequence[TrialRecord], search: float, workers: int) -> float:
-        """The seconds of a search, at most those that its limits leave."""
-        started, spec = job.started_at or 0.0, job.spec
+    def _left(self, job: JobRecord, trials: Sequence[TrialRecord], workers: int) -> float:
+        """The seconds that a job's limits leave; infinite without any."""
+        started, spec, left = job.started_at or 0.0, job.spec, math.inf
         if spec.max_wall_s is not None:
-            search = min(search, started + spec.max_wall_s - self._clock())
+            left = started + spec.max_wall_s - self._clock()
         if spec.max_device_s is not None:
             keys = {key for trial in trials for key in trial.stages}
-            search = min(search, (spec.max_device_s - self._ledger.device_seconds(keys, since=started)) / workers)
-        return max(0.0, search)
+            left = min(left, (spec.max_device_s - self._ledger.device_seconds(keys, since=started)) / workers)
+        return max(0.0, left)
 
 
 class Outlook:

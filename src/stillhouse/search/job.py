@@ -77,8 +77,11 @@ class JobSpec:
         sampler: Who proposes candidates, by name in ``SAMPLERS``.
         eta: Trainings pause at rungs, each ``eta`` times as long as the one below; 1 trains each to the end. ``auto``
             sends on whoever promises most a second, the other samplers about one in ``eta`` (MO-ASHA).
-        max_wall_s: Seconds after which the search stops; what has been trained by then is compared and tested.
-        max_device_s: The same by the sum of the seconds of all stages that were run for this job.
+        max_wall_s: Seconds since its start in which a job may train, comparisons (``ablate``) included. Then the search
+            stops; what has been trained by then is still exported, measured and read on the test split.
+        max_device_s: The same by the summed seconds of all workers at stages that were run for this job: costs on a
+            device, teachers, assistants, students, exports, measurements, comparisons. A comparison that is not
+            trained by then is left out, and the job says so.
         min_gain: Share of the front's hypervolume that a candidate must be expected to add to be begun, whatever the
             sampler; the search ends when none is left that does. ``auto`` asks it of trials that wait at a rung too.
         task: Name in the task registry.

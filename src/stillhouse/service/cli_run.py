@@ -50,8 +50,22 @@ def run(
         str, typer.Option(help="auto, tpe, gp, nsga2, random or brute_force.", rich_help_panel=SEARCH)
     ] = "auto",
     eta: Annotated[int, typer.Option(help="Ratio of rungs; 1: no rungs.", rich_help_panel=SEARCH)] = 1,
-    max_wall_s: Annotated[float | None, typer.Option(help="Seconds to search.", rich_help_panel=SEARCH)] = None,
-    max_device_s: Annotated[float | None, typer.Option(help="Worker seconds.", rich_help_panel=SEARCH)] = None,
+    max_wall_s: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds in which it may train, comparisons included; what is trained by then is still exported, "
+            "measured and tested.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    max_device_s: Annotated[
+        float | None,
+        typer.Option(
+            help="The same by the summed seconds of all workers at its stages: trainings, exports, measurements, "
+            "comparisons.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     min_gain: Annotated[float, typer.Option(help="Least expected gain, a share.", rich_help_panel=SEARCH)] = 0.0,
     archs: Annotated[str, typer.Option(help="Only these networks, comma-separated.", rich_help_panel=SEARCH)] = "",
     image_sizes: Annotated[str, typer.Option(help="Only these picture sizes.", rich_help_panel=SEARCH)] = "",
