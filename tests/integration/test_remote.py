@@ -9,17 +9,20 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
+import structlog
 from fastapi import FastAPI
 
 from served import Served, pictures, problem
-from stillhouse.search.domain import StageKind, StagePlan, StageResult
+from stillhouse.search.domain import Candidate, Cost, Size, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import LeaseLostError, StageError, StillhouseError
 from stillhouse.search.job import AttemptRecord
+from stillhouse.service.claim import LOG_BYTES
 from stillhouse.service.db.migrate import upgrade
 from stillhouse.service.remote import RemoteClaim
 from stillhouse.service.store import DiskStore
@@ -29,7 +32,7 @@ ROUTES = [
     ("GET", ""), ("GET", "/source"), ("GET", f"/artifacts/{'0' * 64}"), ("PUT", f"/artifacts/{'0' * 64}"),
     ("GET", f"/checkpoints/checkpoint-000001-{'0' * 64}.pt"), ("PUT", f"/checkpoints/checkpoint-000001-{'0' * 64}.pt"),
     ("POST", "/renew"), ("POST", "/commit"), ("POST", "/fail"),
-    ("POST", "/give-back"),
+    ("POST", "/give-back"), ("PUT", "/log"),
 ]  # fmt: skip
 BODIES = {
     "/renew": {"progress": {}},
@@ -51,7 +54,9 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_no_route_opens_without_the_token_of_an_open_attempt(served: Served, method: str, path: str) -> None:
+def test_no_route_opens_without_the_token_of_an_open_attempt(
+    served: Served, method: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempt, other = (opened(served, StagePlan(StageKind.TEACHER, {"n": n})) for n in range(2))
 
     def ask(attempt_id: str, headers: dict[str, str]) -> httpx.Response:
@@ -63,6 +68,11 @@ def test_no_route_opens_without_the_token_of_an_open_attempt(served: Served, met
         assert answer.headers["www-authenticate"] == "Bearer"
     assert "no such attempt" in problem(ask("att_none", bearer(attempt.token)), 404)
     assert served.ledger.lose(attempt.id, max_attempts=3)
+    if path == "/log":
+        assert ask(attempt.id, bearer(attempt.token)).status_code == 204, "it may still tell of its end"
+        monkeypatch.setattr("stillhouse.service.api.attempts.LOG_AFTER_S", -1.0)
+        assert "its log is closed" in problem(ask(attempt.id, bearer(attempt.token)), 409)
+        return
     assert "stop without a result" in problem(ask(attempt.id, bearer(attempt.token)), 409)
 
 
@@ -297,6 +307,52 @@ def test_a_machine_with_other_code_gives_its_attempt_back(served: Served, live: 
     stage = served.ledger.stages([attempt.stage_key])[attempt.stage_key]
     assert (stage.state, stage.attempts) == ("pending", 0)
     assert "runs other code than the controller" in (stage.reason or "")
+    (line,) = (served.settings.logs / f"{attempt.id}.log").read_text().splitlines()
+    assert json.loads(line)["event"] == "this machine cannot do it"
+    assert json.loads(line)["event"] in done.stderr, "Ray keeps it too"
+
+
+# --------------------------------------------------------------------------------------------- logs
+
+
+def test_the_log_of_an_attempt_elsewhere_is_shown_with_its_trial(served: Served, dial: Dial) -> None:
+    job = served.http.post("/jobs", json={"dataset": served.ready(), "budget": {}}).json()["id"]
+    attempt = opened(served, StagePlan(StageKind.TEACHER, {}))
+    served.ledger.add_trial(job, 0, Candidate("lcnet_050", Size(32, 32), Size(64, 64)), Cost())
+    served.ledger.move_trial(job, 0, expect="costing", to="training", stages=[attempt.stage_key])
+    with dial(attempt, Flaky()) as worker:
+        worker.send_log(b"half\n")
+        assert worker.commit(StageResult(), seconds=1)
+        worker.send_log(b"it began\nAuthorization: Bearer 0123456789abcdef\nit ended \xff\n")
+    shown = served.http.get(f"/jobs/{job}/trials/0/log").text
+    assert shown.splitlines()[1:] == ["it began", "Authorization: Bearer [hidden]", "it ended \ufffd"]
+    assert not list(served.settings.uploads.iterdir())
+
+
+def test_a_log_has_an_end(served: Served) -> None:
+    attempt = opened(served, StagePlan(StageKind.TEACHER, {}))
+    url, most = f"/attempts/{attempt.id}/log", b"x" * LOG_BYTES
+    assert served.http.put(url, content=most, headers=bearer(attempt.token)).status_code == 204
+    assert "send its end" in problem(served.http.put(url, content=most + b"x", headers=bearer(attempt.token)), 413)
+    assert (served.settings.logs / f"{attempt.id}.log").read_bytes() == most
+
+
+def test_a_log_that_cannot_be_sent_costs_a_moment(served: Served, dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillhouse.service.remote.LOG_PATIENCE_S", 0.5)
+    free = threading.Event()
+
+    def silent(_: httpx.Request) -> httpx.Response:
+        free.wait(20)
+        raise httpx.ReadTimeout("nobody answered")
+
+    attempt = opened(served, StagePlan(StageKind.TEACHER, {}))
+    for fault, said in ((refused, "ConnectError"), (away, "starting"), (silent, "it took longer")):
+        began = time.monotonic()
+        with structlog.testing.capture_logs() as lines, dial(attempt, Flaky(fault)) as worker:
+            worker.send_log(b"text")
+        assert time.monotonic() - began < 10
+        assert said in lines[0]["why"]
+    free.set()
 
 
 # ------------------------------------------------------------------------------------- a real stage
@@ -331,6 +387,12 @@ def test_a_stage_is_done_with_an_address_and_a_token(sqlite_url: str, live: Live
     assert stage.result is not None
     manifest = json.loads(served.store.path(stage.result.artifacts["manifest"]).read_text())
     assert manifest["classes"] == ["a", "b"]
+    events = [json.loads(line) for line in (served.settings.logs / f"{attempt.id}.log").read_text().splitlines()]
+    assert [line["event"] for line in events if line["logger"] == "stillhouse.service.worker"] == [
+        "attempt begins",
+        "attempt ends",
+    ]
+    assert {line["attempt"] for line in events} == {attempt.id}
     assert not list((away_home / "work").iterdir())
     assert not (away_home / "stillhouse.db").exists()
     served.http.close()

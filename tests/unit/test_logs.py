@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.stdlib import ProcessorFormatter
 
-from stillhouse.service.logs import configure, redact, redact_event
+from stillhouse.service.logs import Tail, configure, redact, redact_event, tail
 
 KEY = "sth_0123456789ab_" + "Ab3_-xyz" * 5 + "abc"
 
@@ -166,3 +167,34 @@ def test_a_line_that_cannot_be_written_as_meant_stops_nobody(written: Written) -
     (line,) = written()
     assert "could not be written: TypeError" in line
     assert "S3cret" not in line
+
+
+@given(pieces=st.lists(st.text(max_size=30), max_size=30), most=st.integers(1, 50))
+def test_a_tail_keeps_the_end(pieces: list[str], most: int) -> None:
+    found = Tail(most)
+    for piece in pieces:
+        found.write(piece)
+    whole, kept = "".join(pieces).encode("utf-8", "replace"), found.kept()
+    assert len(kept) <= most
+    assert whole.endswith(kept)
+    assert kept or not any(pieces)
+
+
+def test_what_is_logged_meanwhile_is_kept_without_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    before = logging.getLogger().handlers[:]
+    configure("json")
+    with tail(10_000) as found:
+        structlog.get_logger("stillhouse.worker").info("inside", token="S3cret!")  # noqa: S106
+        logging.getLogger("some.library").warning("password=S3cret!")
+    structlog.get_logger("stillhouse.worker").info("outside")
+    lines = [json.loads(line) for line in found.kept().splitlines()]
+    assert [line["event"] for line in lines] == ["inside", "password=[hidden]"]
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()][:1] == ["inside"]
+    logging.getLogger().handlers[:] = before
+
+
+@pytest.mark.parametrize("piece", ["x", "a-", "token", "token ", "://", "a://b", "Bearer ", "sth_", "a:"])
+def test_a_long_text_takes_no_longer_than_its_length(piece: str) -> None:
+    began = time.process_time()
+    redact(piece * (300_000 // len(piece)))
+    assert time.process_time() - began < 3

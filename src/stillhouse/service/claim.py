@@ -22,6 +22,8 @@ from stillhouse.search.job import AttemptRecord
 from stillhouse.search.ports import ArtifactStore, Ledger
 from stillhouse.search.wanted import NO_ONE, Asker
 
+LOG_BYTES = 256 << 10
+"""Of the end of its log, which an attempt on another machine sends."""
 _PAUSES_S = (0.1, 2.0)
 
 Answer = TypeVar("Answer")

@@ -14,7 +14,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO, cast
 
 import structlog
@@ -27,13 +28,14 @@ OURS = "stillhouse"
 FORMAT_VARIABLE = "STILLHOUSE_LOG_FORMAT"
 HIDDEN = "[hidden]"
 _SECRET_NAME = re.compile(r"(?i)(?:^|[_-])(?:token|secret|password|passwd|authorization|cookie|api[_-]?key)s?$")
+# No rule begins with a part of any length: that would take the square of a long text's time.
 _RULES = (
     (re.compile(r"sth_([0-9a-f]{12})_[A-Za-z0-9_-]{20,}"), rf"sth_\1_{HIDDEN}"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {HIDDEN}"),
-    (re.compile(r"(?i)([a-z][a-z0-9+.-]*://[^\s:/@'\"]*):[^\s/@'\"]*@"), rf"\1:{HIDDEN}@"),
+    (re.compile(r"(?i)(?<=[a-z0-9+.-])(://[^\s:/@'\"]*):[^\s/@'\"]*@"), rf"\1:{HIDDEN}@"),
     (
         re.compile(
-            r"(?i)(\b[a-z_-]*(?:token|secret|password|passwd|api[_-]?key|authorization|cookie)['\"]?\s*[=:]\s*['\"]?)"
+            r"(?i)((?:token|secret|password|passwd|api[_-]?key|authorization|cookie)['\"]?\s*[=:]\s*['\"]?)"
             r"(?!\[hidden\]|bearer\b|basic\b)[^\s'\",;&)}\]]+"
         ),
         rf"\1{HIDDEN}",
@@ -61,9 +63,6 @@ def configure(style: str | None = None, level: int = logging.INFO) -> None:
             process that cannot read its settings can still say so.
         level: Least level of our own lines that is written; of the libraries', warnings are.
     """
-    style = style or os.environ.get(FORMAT_VARIABLE, "auto")
-    as_text = style == "text" or (style != "json" and sys.stderr.isatty())
-    last = structlog.dev.ConsoleRenderer(colors=False) if as_text else structlog.processors.JSONRenderer()
     stdlib, shared = structlog.stdlib, _shared()
     structlog.configure(
         processors=[stdlib.filter_by_level, *shared, stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -71,16 +70,60 @@ def configure(style: str | None = None, level: int = logging.INFO) -> None:
         logger_factory=stdlib.LoggerFactory(),
     )
     handler = _Handler(_STDERR)
-    handler.setFormatter(
-        stdlib.ProcessorFormatter(
-            foreign_pre_chain=[stdlib.ExtraAdder(), *shared],
-            processors=[stdlib.ProcessorFormatter.remove_processors_meta, redact_event, last],
-        )
-    )
+    handler.setFormatter(_formatter(style))
     root = logging.getLogger()
     root.handlers[:] = [other for other in root.handlers if getattr(other, "stream", None) is not _STDERR]
     root.addHandler(handler)
     logging.getLogger(OURS).setLevel(level)
+
+
+class Tail(io.TextIOBase):
+    """The last of what is written to it, in memory: a full disk does not matter, and nothing is left behind.
+
+    Args:
+        most_bytes: That it keeps.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._lines: deque[bytes] = deque()
+        self._most_bytes, self._bytes = most_bytes, 0
+
+    def write(self, text: str) -> int:
+        """Keeps a piece, and drops the oldest that there is no room for any more."""
+        piece = text.encode("utf-8", "replace")[-self._most_bytes :]
+        self._lines.append(piece)
+        self._bytes += len(piece)
+        while self._bytes > self._most_bytes:
+            self._bytes -= len(self._lines.popleft())
+        return len(text)
+
+    def kept(self) -> bytes:
+        """What is kept, as UTF-8."""
+        return b"".join(tuple(self._lines))
+
+
+@contextlib.contextmanager
+def tail(most_bytes: int) -> Iterator[Tail]:
+    """Keeps the last of what is logged meanwhile, as it goes to standard error too."""
+    found = Tail(most_bytes)
+    handler, root = _Handler(cast("TextIO", found)), logging.getLogger()
+    handler.setFormatter(_formatter(None))
+    root.addHandler(handler)
+    try:
+        yield found
+    finally:
+        root.removeHandler(handler)
+
+
+def _formatter(style: str | None) -> logging.Formatter:
+    style = style or os.environ.get(FORMAT_VARIABLE, "auto")
+    as_text = style == "text" or (style != "json" and sys.stderr.isatty())
+    last = structlog.dev.ConsoleRenderer(colors=False) if as_text else structlog.processors.JSONRenderer()
+    stdlib = structlog.stdlib
+    return stdlib.ProcessorFormatter(
+        foreign_pre_chain=[stdlib.ExtraAdder(), *_shared()],
+        processors=[stdlib.ProcessorFormatter.remove_processors_meta, redact_event, last],
+    )
 
 
 def _shared() -> list[Processor]:

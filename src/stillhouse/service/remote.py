@@ -35,6 +35,7 @@ from stillhouse.service.claim import Claim, Order, until_answered
 from stillhouse.service.digest import file_digest
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+LOG_PATIENCE_S = 2.0
 _CHUNK_BYTES = 1 << 20
 _ERRORS: Mapping[int, type[StillhouseError]] = {404: NotFoundError, 409: LeaseLostError, 422: StageError}
 
@@ -69,7 +70,8 @@ class RemoteClaim(Claim):
         patience_s: float,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.attempt_id, self.log = attempt_id, "kept by the engine under the attempt's id"
+        self.attempt_id = attempt_id
+        self.log = "its end is among the trial's logs; the engine keeps the whole under the attempt's id"
         self._url, self._store, self._uploads, self._patience_s = url, store, uploads, patience_s
         self._base = f"/attempts/{attempt_id}"
         self._http = httpx.Client(
@@ -155,6 +157,22 @@ class RemoteClaim(Claim):
             except _StoppedError:
                 return False
         return True
+
+    def send_log(self, text: bytes) -> None:
+        """Sends the end of the attempt's log, tried once and for a moment only: the attempt does not depend on it."""
+
+        def send() -> None:
+            try:
+                self._answer(self._http.put(f"{self._base}/log", content=text, headers={"Content-Type": "text/plain"}))
+            except Exception as error:
+                log.warning("the log could not be sent", why=repr(error))
+
+        # By a thread: httpx limits each piece of the way and not the whole of it.
+        sender = threading.Thread(target=send, name="log", daemon=True)
+        sender.start()
+        sender.join(LOG_PATIENCE_S)
+        if sender.is_alive():
+            log.warning("the log could not be sent", why=f"it took longer than {LOG_PATIENCE_S:g} s")
 
     def put(self, path: Path) -> str:
         """Stores a file here and sends it."""

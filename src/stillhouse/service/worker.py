@@ -36,7 +36,7 @@ from stillhouse.search.domain import Fit, Json, Size, StageKind, StagePlan, Stag
 from stillhouse.search.errors import DatasetError, LeaseLostError, StillhouseError, UserError
 from stillhouse.search.failpoints import passing
 from stillhouse.service import logs, tracing
-from stillhouse.service.claim import Claim, LocalClaim, Order
+from stillhouse.service.claim import LOG_BYTES, Claim, LocalClaim, Order
 from stillhouse.service.courier import Courier
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.own_networks import own_networks
@@ -229,16 +229,26 @@ def run_remote(attempt_id: str, url: str, token: str, settings: Settings) -> Non
     _trace()
     store, uploads = DiskStore(settings.artifacts), settings.uploads
     try:
-        with RemoteClaim(url, attempt_id, token, store=store, uploads=uploads, patience_s=settings.lease_s) as claim:
-            order = claim.order()
-            foreign = _foreign(order.plan)
-            if foreign:
-                log.error("this machine cannot do it", attempt=attempt_id, why=foreign)
-                claim.give_back(foreign, wait_s=FOREIGN_PAUSE_S)
-            else:
-                _work(claim, order, settings, order.threads)
+        with (
+            RemoteClaim(url, attempt_id, token, store=store, uploads=uploads, patience_s=settings.lease_s) as claim,
+            logs.tail(LOG_BYTES) as written,
+        ):
+            try:
+                _work_apart(claim, settings)
+            finally:
+                claim.send_log(written.kept())
     finally:
         tracing.close()
+
+
+def _work_apart(claim: RemoteClaim, settings: Settings) -> None:
+    order = claim.order()
+    foreign = _foreign(order.plan)
+    if foreign:
+        log.error("this machine cannot do it", attempt=claim.attempt_id, why=foreign)
+        claim.give_back(foreign, wait_s=FOREIGN_PAUSE_S)
+    else:
+        _work(claim, order, settings, order.threads)
 
 
 def _foreign(plan: StagePlan) -> str | None:

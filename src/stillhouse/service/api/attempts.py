@@ -1,7 +1,8 @@
 """What a worker needs that holds no more than its attempt's token: its order, its lease, its files.
 
-Each route is opened by the attempt's own token, and only while the attempt is open. These routes are for workers;
-no other key opens them, and they open nothing else.
+Each route is opened by the attempt's own token, and only while the attempt is open; that of its log for some minutes
+more, so that the log tells of the end. These routes are for workers; no other key opens them, and they open nothing
+else.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -29,14 +31,19 @@ from stillhouse.search.job import AttemptRecord
 from stillhouse.service.api.context import Context, Ctx
 from stillhouse.service.api.files import RangedFile
 from stillhouse.service.checkpoints import sha256_in
-from stillhouse.service.claim import Order, order_of
+from stillhouse.service.claim import LOG_BYTES, Order, order_of
+from stillhouse.service.logs import redact
 from stillhouse.service.problems import documented
 from stillhouse.service.schemas import STRICT
+from stillhouse.service.settings import Settings
 
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["attempts"], prefix="/attempts/{attempt_id}")
 REFUSED = documented(401, 404, 409)
 FILE = {200: {"content": {"application/octet-stream": {}}, "description": "The file."}, **REFUSED, **documented(416)}
+LOG_AFTER_S = 600.0
+"""Seconds after its end that an attempt may still send its log."""
+_TEXT = {"content": {"text/plain": {"schema": {"type": "string", "maxLength": LOG_BYTES}}}}
 _LOST = "attempt {id} is {state}: it no longer holds its stage; stop without a result"
 
 
@@ -76,11 +83,19 @@ class GivenBack(BaseModel):
     wait_s: Annotated[float, Field(ge=0, le=3600)]
 
 
-def holder(attempt_id: Annotated[str, ApiPath(description="The attempt.")], request: Request) -> AttemptRecord:
-    """The attempt whose token the gate has found in the request; raises a 409 when it is no longer open."""
+def named(attempt_id: Annotated[str, ApiPath(description="The attempt.")], request: Request) -> AttemptRecord:
+    """The attempt whose token the gate has found in the request."""
     attempt: AttemptRecord = request.state.attempt
     if attempt.id != attempt_id:
         raise HTTPException(401, "this token is of another attempt")
+    return attempt
+
+
+Named = Annotated[AttemptRecord, Depends(named)]
+
+
+def holder(attempt: Named) -> AttemptRecord:
+    """As ``named``; raises a 409 when the attempt is no longer open."""
     if attempt.state != "open":
         raise HTTPException(409, _LOST.format(id=attempt.id, state=attempt.state))
     return attempt
@@ -166,6 +181,32 @@ async def put_checkpoint(
             raise UserError(f"the body must hash to {expected!r}, but hashes to {found}; send it again")
         await run_in_threadpool(ctx.checkpoints.keep, attempt.stage_key, name, path)
     return Response(status_code=204)
+
+
+@router.put("/log", status_code=204, responses={**REFUSED, **documented(413)}, openapi_extra={"requestBody": _TEXT})
+async def put_log(attempt: Named, request: Request, ctx: Ctx) -> Response:
+    """Keeps the end of the attempt's log, for ``GET /jobs/{job_id}/trials/{number}/log``; the last one sent counts."""
+    if attempt.ended_at is not None and time.time() - attempt.ended_at > LOG_AFTER_S:
+        raise HTTPException(409, f"attempt {attempt.id} ended more than {LOG_AFTER_S:g} s ago; its log is closed")
+    text = bytearray()
+    async for chunk in request.stream():
+        text += chunk
+        if len(text) > LOG_BYTES:
+            raise HTTPException(413, f"a log may have {LOG_BYTES:,} bytes; send its end")
+    await run_in_threadpool(_keep_log, ctx.settings, attempt.id, bytes(text))
+    return Response(status_code=204)
+
+
+def _keep_log(settings: Settings, attempt_id: str, text: bytes) -> None:
+    """Writes it beside the logs of attempts on this machine, whole or not at all."""
+    for folder in (settings.uploads, settings.logs):
+        folder.mkdir(parents=True, exist_ok=True)
+    fresh = settings.uploads / f"{os.urandom(8).hex()}.tmp"
+    try:
+        fresh.write_text(redact(text.decode("utf-8", "replace")), encoding="utf-8")
+        fresh.replace(settings.logs / f"{attempt_id}.log")
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 @router.post("/renew", status_code=204, responses=REFUSED)

@@ -64,8 +64,8 @@ def get_log(
 ) -> str:
     """What the attempts at a trial's stages wrote, in order; of each the last lines, below a line that names it.
 
-    Stages that trials share (the teacher's, an assistant's) are told with each. Attempts on other machines keep their
-    logs there.
+    Stages that trials share (the teacher's, an assistant's) are told with each. An attempt on another machine sends the
+    end of its log when it ends.
     """
     trials = ctx.ledger.trial_page(job_id, states=(), limit=1, after=number - 1) if 0 <= number < 2**31 else []
     if not trials or trials[0].number != number:
@@ -92,6 +92,6 @@ def _tail(path: Path, lines: int) -> str:
             file.seek(max(0, size - READ_BYTES))
             text = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
-        return "(no log here: it was kept on another machine, or removed)\n"
+        return "(no log here: it is on another machine and has not been sent, or it was removed)\n"
     kept = text.splitlines()[-lines:]
     return "".join(f"{line}\n" for line in kept)
