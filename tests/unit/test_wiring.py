@@ -57,6 +57,10 @@ def test_one_home_has_one_controller(settings: Settings, monkeypatch: pytest.Mon
 def test_the_settings_name_the_engine(settings: Settings) -> None:
     with closing(steering.make_engine(settings)) as engine:
         assert isinstance(engine, LocalEngine)
+    limited = settings.model_copy(update={"stage_memory_bytes": 2**33, "slots": 3})
+    with closing(steering.make_engine(limited)) as engine:
+        assert isinstance(engine, LocalEngine)
+        assert (engine._memory_bytes, engine.capacity()) == (2**33, 3)
     ray = settings.model_copy(update={"engine": "ray", "ray_cpus_per_stage": 3})
     with closing(steering.make_engine(ray)) as engine:
         assert isinstance(engine, RayEngine)
