@@ -26,14 +26,14 @@ def laddered(**changes: Json):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("sampler", ["auto", "tpe", "nsga2", "random"])
-def test_each_rung_trains_on_from_the_one_below_it_and_few_reach_the_end(sampler: str) -> None:
+def test_each_rung_trains_on_from_the_one_below_it_and_not_all_reach_the_end(sampler: str) -> None:
     ledger, job, engine, controller = laddered(sampler=sampler)
     assert drive(controller, ledger, job.id) == "done"
     trials = ledger.trials(job.id)
     states = Counter(trial.state for trial in trials)
     assert states["done"] + states["stopped"] == 9
     assert states["done"] >= 1
-    assert states["stopped"] >= (1 if sampler == "auto" else 3)
+    assert states["stopped"] >= 1
     students = [plan for plan in engine.done if plan.kind is StageKind.STUDENT]
     assert Counter(plan.key for plan in students).most_common(1)[0][1] == 1
     by_key = {plan.key: plan for plan in students}
@@ -50,6 +50,25 @@ def test_each_rung_trains_on_from_the_one_below_it_and_few_reach_the_end(sampler
             assert trial.epochs in (1, 3)
             assert trial.accuracy is not None
             assert "stopped" in (trial.reason or "")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_what_learns_late_is_not_stranded_at_a_rung(sampler: str) -> None:
+    """At each rung the middle networks are behind the small ones, at the end far ahead; the large show such a rise."""
+    right = {"small": (200, 250, 400), "middle": (150, 200, 700), "large": (210, 300, 800)}
+
+    def late(plan: StagePlan) -> StageResult:
+        if plan.kind is not StageKind.STUDENT:
+            return honest(plan)
+        correct = right[plan.spec["arch"]][(1, 3, 9).index(plan.spec.get("until", 9))]
+        return StageResult({"weights": plan.key}, {"val": {"correct": correct, "total": 1000}})
+
+    ledger, job, _, controller = setup(late, trials=18, epochs=Epochs(1, 1, 9), eta=3, sampler=sampler)
+    assert drive(controller, ledger, job.id) == "done"
+    trials = ledger.trials(job.id)
+    middle = [trial for trial in trials if trial.candidate.arch == "middle"]
+    assert min(middle, key=lambda trial: trial.cost.macs or 0).state == "done"
+    assert any(trial.state == "stopped" for trial in trials)
 
 
 def test_without_rungs_each_trial_is_trained_to_the_end() -> None:

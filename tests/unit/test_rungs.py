@@ -2,7 +2,7 @@ import pytest
 
 from stillhouse.search.domain import Candidate, Cost, Size
 from stillhouse.search.job import TrialRecord
-from stillhouse.search.rungs import levels, promotable
+from stillhouse.search.rungs import hopeful, leading, levels, promotable
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,41 @@ def test_nothing_is_promoted_from_trials_at_work_stopped_or_at_the_end():
     states = ("training", "stopped", "failed", "costing")
     assert numbers([trial(i, 0.5 + i / 10, 100, state=state) for i, state in enumerate(states)]) == []
     assert numbers([trial(0, 0.9, 100, epochs=9, state="done")]) == []
+
+
+LEVELS = (1, 3, 9)
+
+
+def curve(*accuracies):
+    return dict(zip(LEVELS, accuracies, strict=False))
+
+
+def left(rule, trials, curves):
+    return [found.number for found in rule(trials, curves, LEVELS, ("macs",))]
+
+
+def test_all_may_hope_until_one_has_come_to_its_end():
+    rung = [trial(0, 0.1, 100), trial(1, 0.5, 100), trial(2, 0.3, 50)]
+    assert left(hopeful, rung, {0: curve(0.1), 1: curve(0.5), 2: curve(0.3)}) == [1, 2, 0], "by rank"
+
+
+def test_who_could_not_catch_up_with_one_that_costs_no_more_is_given_up():
+    ended = [trial(0, 0.8, 100, epochs=9, state="done"), trial(1, 0.5, 40, epochs=9, state="done")]
+    curves = {0: curve(0.5, 0.7, 0.8), 1: curve(0.3, 0.4, 0.5)}
+    rung = [trial(2, 0.51, 100), trial(3, 0.49, 100), trial(4, 0.21, 50), trial(5, 0.1, 50), trial(6, 0.0, 30)]
+    rung.append(trial(7, 0.65, 100, epochs=3))
+    curves |= {n: curve(rung[n - 2].accuracy) for n in (2, 3, 4, 5, 6)} | {7: curve(0.2, 0.65)}
+    assert left(hopeful, [*ended, *rung], curves) == [2, 6, 4], "at most 0.3 is gained from epoch 1, and 0.1 from 3"
+
+
+def test_a_cost_that_is_not_known_gives_nobody_up():
+    ended, waits = trial(0, 0.9, 100, epochs=9, state="done"), trial(1, 0.1, None)
+    assert left(hopeful, [ended, waits], {0: curve(0.9, 0.9, 0.9), 1: curve(0.1)}) == [1]
+
+
+def test_who_leads_a_rung_is_told_by_what_all_had_there():
+    ended = trial(0, 0.9, 100, epochs=9, state="done")
+    rung = [trial(1, 0.6, 100), trial(2, 0.4, 100), trial(3, 0.3, 50)]
+    curves = {0: curve(0.5, 0.7, 0.9), 1: curve(0.6), 2: curve(0.4), 3: curve(0.3)}
+    assert left(leading, [ended, *rung], curves) == [1, 3]
+    assert left(leading, [ended, *rung[1:], trial(4, 0.1, 10, epochs=3)], curves) == [4, 3]

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.choice import Chooser, Move
-from stillhouse.search.domain import PRECISIONS, Candidate, Cost, Json, StagePlan
+from stillhouse.search.domain import PRECISIONS, Candidate, Cost, Json, StageKind, StagePlan
 from stillhouse.search.effort import Effort, Prices, pictures_of
 from stillhouse.search.ending import Ending
 from stillhouse.search.errors import InfeasibleError, UserError
@@ -24,7 +24,7 @@ from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, StageRecord, 
 from stillhouse.search.limits import Limits, is_trained
 from stillhouse.search.plan import Planner, measured_cost, planner, unique
 from stillhouse.search.ports import Ledger
-from stillhouse.search.rungs import promotable
+from stillhouse.search.rungs import Curves, hopeful, leading, promotable
 from stillhouse.search.space import Space
 from stillhouse.search.states import LIVE
 from stillhouse.search.wanted import Asker, Wanted
@@ -201,7 +201,32 @@ class JobStep:
         if not self._worth(move, trials):
             begins = move is not None and move.trial is None
             move = self._choose(trials, ready if begins else (), beyond, new=new and not begins)
-        return move if self._worth(move, trials) else None
+        return move if move is not None and self._worth(move, trials) else self._last(trials)
+
+    def _last(self, trials: Sequence[TrialRecord]) -> Move | None:
+        """Of the trials that wait at a rung when nothing else is left, the next that is not given up."""
+        auto = self._spec.sampler == "auto"
+        if (auto and self._spec.min_gain > 0) or not any(trial.state == "paused" for trial in trials):
+            return None
+        rule = leading if auto else hopeful
+        left = rule(trials, self._curves, self._desk.planner.levels, self._spec.objectives)
+        return Move(left[0], left[0].candidate) if left else None
+
+    @cached_property
+    def _curves(self) -> Curves:
+        """The accuracies of the job's students, as they are when the step's results have been taken in."""
+        keys: dict[str, tuple[int, int]] = {}
+        for trial in self._ledger.trials(self._job.id):
+            for level in (level for level in self._desk.planner.levels if level <= (trial.epochs or 0)):
+                chain = self._desk.stages(trial.candidate, level)[PRECISIONS[0]]
+                student = next(plan for plan in reversed(chain) if plan.kind is StageKind.STUDENT)
+                keys[student.key] = trial.number, level
+        found: dict[int, dict[int, float]] = {}
+        for key, stage in self._ledger.stages(keys).items():
+            if stage.result is not None:
+                val, (number, level) = stage.result.metrics["val"], keys[key]
+                found.setdefault(number, {})[level] = val["correct"] / val["total"]
+        return found
 
     def _choose(
         self, trials: Sequence[TrialRecord], ready: Sequence[TrialRecord], beyond: Collection[Candidate], *, new: bool

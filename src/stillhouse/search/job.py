@@ -76,7 +76,8 @@ class JobSpec:
         seed: Makes a serial run repeatable.
         sampler: Who proposes candidates, by name in ``SAMPLERS``.
         eta: Trainings pause at rungs, each ``eta`` times as long as the one below; 1 trains each to the end. ``auto``
-            sends on whoever promises most a second, the other samplers about one in ``eta`` (MO-ASHA).
+            sends on whoever promises most a second, the other samplers about one in ``eta`` (MO-ASHA) and, when no new
+            candidate can begin, whoever may yet come onto the front.
         max_wall_s: Seconds since its start in which a job may train, comparisons (``ablate``) included. Then the search
             stops; what has been trained by then is still exported, measured and read on the test split.
         max_device_s: The same by the summed seconds of all workers at stages that were run for this job: costs on a

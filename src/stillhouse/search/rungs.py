@@ -13,15 +13,23 @@ Tuning"). Rounding up is ours: with a handful of trials at least one of each run
 
 Nothing here waits for a rung to fill, so any number of workers is kept busy; what is asked twice is answered twice the
 same, since the answer is a function of the ledger's trials.
+
+Halving lets trials go on because more come in below them. Once no new one can begin, those that wait would wait for
+ever, and with them what learns slowly: at the first rung the smallest picture's best network may guess still. So then
+(ours; docs/log.md, 2026-11-29) a trial is given up only when it could not catch up (``hopeful``) or, where a model says
+what it promises, when it promises nothing and does not lead its rung (``leading``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from stillhouse.search.job import TrialRecord
-from stillhouse.search.pareto import promotion_order
+from stillhouse.search.pareto import promotion_order, ranks
+
+Curves = Mapping[int, Mapping[int, float]]
+"""By a trial's number: the accuracy of its student at each level that it has reached."""
 
 
 def levels(epochs: int, eta: int) -> tuple[int, ...]:
@@ -59,6 +67,78 @@ def promotable(
         best = promotion_order(points)[: math.ceil(len(rung) / eta)]
         found += [rung[index] for index in best if rung[index].number in paused]
     return found
+
+
+def hopeful(
+    trials: Sequence[TrialRecord], curves: Curves, levels: Sequence[int], objectives: Sequence[str]
+) -> list[TrialRecord]:
+    """The paused trials that may yet come onto the front: those at higher rungs first, then by rank and spread.
+
+    One could not if it would be no more accurate than a finished trial that costs no more in anything, even if from
+    here to the end it gained as much as the trial that gained most.
+
+    Args:
+        trials: All of a job.
+        curves: What is known of them.
+        levels: From ``levels``.
+        objectives: Costs beside the error, by name in ``Cost``.
+    """
+    found: list[TrialRecord] = []
+    end = levels[-1]
+    done = [trial for trial in trials if trial.state == "done"]
+    for level, rung, points in _rungs(trials, curves, levels, objectives):
+        gains = [_at(curves, trial, end) - _at(curves, trial, level) for trial in done]
+        gain = max(0.0, *gains) if gains else math.inf
+        for trial in (rung[index] for index in promotion_order(points)):
+            hope = _at(curves, trial, level) + gain
+            better = (rival for rival in done if _at(curves, rival, end) >= hope)
+            if _waits(trial, level) and not any(_no_dearer(rival, trial, objectives) for rival in better):
+                found.append(trial)
+    return found
+
+
+def leading(
+    trials: Sequence[TrialRecord], curves: Curves, levels: Sequence[int], objectives: Sequence[str]
+) -> list[TrialRecord]:
+    """The paused trials on the front of their rung, all at the accuracy that they had there; in the same order.
+
+    Args:
+        trials: All of a job.
+        curves: What is known of them.
+        levels: From ``levels``.
+        objectives: Costs beside the error, by name in ``Cost``.
+    """
+    found: list[TrialRecord] = []
+    for level, rung, points in _rungs(trials, curves, levels, objectives):
+        rank = ranks(points)
+        found += [rung[i] for i in promotion_order(points) if rank[i] == 0 and _waits(rung[i], level)]
+    return found
+
+
+def _rungs(
+    trials: Sequence[TrialRecord], curves: Curves, levels: Sequence[int], objectives: Sequence[str]
+) -> Iterator[tuple[int, list[TrialRecord], list[list[float]]]]:
+    """The rungs at which trials wait, the highest first: level, trials that have reached it, their points there."""
+    for level in reversed(levels[:-1]):
+        rung = [trial for trial in trials if trial.accuracy is not None and (trial.epochs or 0) >= level]
+        if any(_waits(trial, level) for trial in rung):
+            points = [[_at(curves, trial, level), *(_octaves(trial, name) for name in objectives)] for trial in rung]
+            yield level, rung, points
+
+
+def _waits(trial: TrialRecord, level: int) -> bool:
+    return trial.state == "paused" and trial.epochs == level
+
+
+def _at(curves: Curves, trial: TrialRecord, level: int) -> float:
+    """Its accuracy there; its latest where none is known."""
+    return curves.get(trial.number, {}).get(level, trial.accuracy or 0.0)
+
+
+def _no_dearer(rival: TrialRecord, trial: TrialRecord, objectives: Sequence[str]) -> bool:
+    """True when a trial is known to cost no less than its rival in any objective."""
+    costs = [(getattr(rival.cost, name), getattr(trial.cost, name)) for name in objectives]
+    return all(a is not None and b is not None and a <= b for a, b in costs)
 
 
 def _octaves(trial: TrialRecord, name: str) -> float:
