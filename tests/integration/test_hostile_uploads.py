@@ -195,10 +195,10 @@ FORMS: dict[str, tuple[bytes, str, str]] = {
     "long field": (part('name="name"', b"x" * 5000) + part(FILE, ZIP) + END, FORM, "at most 4096 bytes"),
     "many fields": (b"".join(part(f'name="{n:0100}"', b"") for n in range(99)) + END, FORM, "at most 4096 bytes"),
     "long header": (part(FILE, ZIP, more=f"X: {'x' * 9000}\r\n") + END, FORM, "no valid multipart/form-data"),
-    "zip as the body": (ZIP, "application/zip", "the content type is 'application/zip'"),
+    "zip as the body": (ZIP, "application/zip", "the type is 'application/zip'"),
     "zip as a form of another kind": (ZIP, "application/x-www-form-urlencoded", "send a zip as multipart/form-data"),
     "zip as JSON": (ZIP, "application/json", "body: Invalid JSON"),
-    "no content type": (ZIP, "", "the content type is ''"),
+    "no content type": (ZIP, "", "the type is ''"),
 }
 
 

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from instant import SUMMARY, catalogue, drive, honest, setup
 from stillhouse.search.catalogue import Catalogue
+from stillhouse.search.curve import ByteCurve
 from stillhouse.search.domain import Budget, Cost, Size, StageKind, StagePlan, StageResult
 from stillhouse.search.job import SAMPLERS, UNMET, Epochs
 
 FASTER = {"fp32": 1.0, "fp16": 1.5, "int8": 0.4}
 SIDES = (32, 48, 64)
 KNOWN = Catalogue.from_json(catalogue())
+SENT = ByteCurve(SUMMARY["curve"], fit="squash", codec="jpeg", quality=90)  # type: ignore[arg-type]
 
 
 @st.composite
@@ -38,8 +40,7 @@ def figures(spec: Mapping[str, Any]) -> Cost:
     """What a network of ``instant.catalogue`` costs: latency is its MACs in millions, 5,000 bytes are its memory."""
     image, size = Size.parse(spec["image_size"]), Size.parse(spec["network_size"])
     macs, params = KNOWN.costs(spec["arch"], size, spec["stem"], 3)
-    (sent,) = (row["mean_bytes"] for row in SUMMARY["curve"] if (row["size"], row["quality"]) == (str(image), 90))
-    return Cost(macs, params, 4 * params, sent, image, latency_ms=macs / 1e6, memory_bytes=5_000)
+    return Cost(macs, params, 4 * params, SENT.bytes(image), image, latency_ms=macs / 1e6, memory_bytes=5_000)
 
 
 def searched(budget: Budget, sampler: str, eta: int, slots: int, trials: int) -> None:

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from stillhouse.search.domain import StageKind, StagePlan, StageResult
 from stillhouse.search.job import AttemptRecord
-from stillhouse.service.db import memory
+from stillhouse.service.db import memory, memory_jobs
 from stillhouse.service.db.memory import MemoryLedger
 
 TRAINED = (StageKind.TEACHER, StageKind.ASSISTANT, StageKind.STUDENT)
@@ -91,5 +91,6 @@ class PacedEngine:
 @contextmanager
 def driven(engine: PacedEngine) -> Iterator[None]:
     """The ledger reads the engine's clock."""
-    with patch.object(memory, "time", SimpleNamespace(time=lambda: engine.now)):
+    clock = SimpleNamespace(time=lambda: engine.now)
+    with patch.object(memory, "time", clock), patch.object(memory_jobs, "time", clock):
         yield

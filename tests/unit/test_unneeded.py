@@ -335,7 +335,7 @@ class Collecting:
 
 
 def test_the_home_collects_once_an_hour(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="stillhouse")
     subject = Collecting(tmp_path / "home")
     assert subject.tidy() and subject.tidy(later_s=60)
     assert subject.runs == [30 * 86_400.0]
