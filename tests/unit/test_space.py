@@ -5,7 +5,6 @@ import time
 import pytest
 
 from stillhouse.search.catalogue import Catalogue
-from stillhouse.search.curve import ByteCurve
 from stillhouse.search.domain import Budget, Candidate, Cost, Size
 from stillhouse.search.errors import DatasetError, InfeasibleError, UnknownNameError, UserError
 from stillhouse.search.job import JobSpec
@@ -249,27 +248,8 @@ def test_cost_is_exact_and_ignores_knobs():
         space().cost(candidate("small_cnn", 64, 65))
 
 
-def test_bytes_lie_on_a_power_law_between_and_beyond_measured_sizes():
-    curve = ByteCurve(SUMMARY["curve"], fit="squash", codec="jpeg", quality=90)
-    assert curve.bytes(Size(48, 48)) == pytest.approx(400 * 48**2 / 32**2)
-    assert curve.bytes(Size(256, 256)) == pytest.approx(25600)
-    assert curve.bytes(Size(16, 16)) == pytest.approx(100)
-    assert [curve.extrapolated(Size(n, n)) for n in (31, 32, 128, 129)] == [True, False, False, True]
+def test_a_space_tells_which_bytes_are_extrapolated():
     assert space().extrapolated(Size(200, 200)) and not space().extrapolated(Size(64, 64))
-
-
-def test_bytes_between_qualities_are_linear_in_log_bytes():
-    rows = [row(32, 100.0, 50), row(32, 400.0, 90), row(64, 300.0, 50), row(64, 1200.0, 90)]
-    rows += [row(32, 9.0, 50, fit="crop"), row(64, 9.0, 90, codec="webp")]
-    assert ByteCurve(rows, fit="squash", codec="jpeg", quality=70).bytes(Size(32, 32)) == pytest.approx(200)
-    assert ByteCurve(rows, fit="squash", codec="jpeg", quality=90).bytes(Size(64, 64)) == pytest.approx(1200)
-
-
-def test_one_measured_size_tells_no_other():
-    curve = ByteCurve([row(32, 100.0)], fit="squash", codec="jpeg", quality=90)
-    assert curve.bytes(Size(32, 32)) == pytest.approx(100)
-    with pytest.raises(DatasetError, match="one size only, which does not tell 64x64"):
-        curve.bytes(Size(64, 64))
 
 
 # ------------------------------------------------------------------------------------------- grey

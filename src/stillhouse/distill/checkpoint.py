@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 
 import torch
 
+from stillhouse.search.domain import CHECKPOINT
 from stillhouse.search.errors import StageError
 from stillhouse.search.failpoints import passing
 
 KEPT = 2
-_NAME = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{64})\.pt")
 
 
 def save_checkpoint(folder: Path, epoch: int, state: Mapping[str, Any]) -> Path:
@@ -65,7 +64,7 @@ def adopt_checkpoint(path: Path, name: str, folder: Path) -> None:
         name: The name that ``save_checkpoint`` gave it.
         folder: Where ``load_checkpoint`` will look.
     """
-    if _NAME.fullmatch(name) is None or _found(folder):
+    if CHECKPOINT.fullmatch(name) is None or _found(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / f"{name}.tmp"
@@ -77,7 +76,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The newest state whose bytes match their hash; None when there is none."""
     for path in _found(folder):
         data = path.read_bytes()
-        match = _NAME.fullmatch(path.name)
+        match = CHECKPOINT.fullmatch(path.name)
         if match is not None and hashlib.sha256(data).hexdigest() == match[2]:
             state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             return state
@@ -95,4 +94,4 @@ def sync_folder(folder: Path) -> None:
 
 def _found(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted((path for path in folder.glob("checkpoint-*.pt") if _NAME.fullmatch(path.name)), reverse=True)
+    return sorted((path for path in folder.glob("checkpoint-*.pt") if CHECKPOINT.fullmatch(path.name)), reverse=True)

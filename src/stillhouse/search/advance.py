@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.choice import Chooser, Move
@@ -75,10 +77,9 @@ class Desk:
         return self._plans[candidate, level]
 
     def _planned(self, candidate: Candidate, level: int) -> dict[str, tuple[StagePlan, ...]]:
-        spec = self.planner.spec
         if level == 0:
-            names = spec.precisions if spec.budget.needs_device else ()
-            return {name: self.planner.costing(candidate, name).stages for name in names}
+            costings = self.planner.costings(candidate) if self.planner.spec.budget.needs_device else {}
+            return {name: plan.stages for name, plan in costings.items()}
         if level == self.planner.levels[-1]:
             return self.planner.family(candidate)
         return {PRECISIONS[0]: self.planner.rung(candidate, level).stages}
@@ -102,6 +103,7 @@ class JobStep:
         self._ledger, self._job, self._spec, self._wanted, self._slots = ledger, job, job.spec, wanted, slots
         self._desks, self._now = desks, now
         self._stored: dict[str, StageRecord] = {}
+        self._trials: list[TrialRecord] = []
 
     def advance(self) -> None:
         """Moves the job on as far as it goes now."""
@@ -122,20 +124,19 @@ class JobStep:
         if self._job.state == "queued":
             self._ledger.move_job(self._job.id, expect=("queued",), to="running")
             self._job = self._ledger.job(self._job.id)
-        trials = self._ledger.trials(self._job.id)
-        at_work = [trial for trial in trials if trial.at_work]
+        self._trials = self._ledger.trials(self._job.id)
+        at_work = [trial for trial in self._trials if trial.at_work]
         chains = [chain for trial in at_work for chain in self._plans(trial).values()]
         self._stored = self._ledger.stages({plan.key for chain in chains for plan in chain})
         limits = Limits(self._ledger, self._job, self._desk.stages, self._desk.planner.levels, now=self._now)
-        reason = limits.reached(trials)
+        reason = limits.reached(self._trials)
         for trial in at_work:
             # Once the search is over, what has been trained is still delivered, and nothing more is trained.
             if reason is None or self._trained(trial):
                 self._advance_trial(trial)
         if self._fill(reason):
             return
-        trials = self._ledger.trials(self._job.id)
-        spent = partial(limits.reached, trials)
+        spent = partial(limits.reached, self._trials)
         verdict = Ending(self._ledger, self._job, self._desk.planner, self._want, spent).advance()
         if verdict is not None:
             self._end(verdict.state, verdict.reason)
@@ -156,27 +157,26 @@ class JobStep:
         Args:
             reason: Why the search is over; None while it is not.
         """
-        trials = self._ledger.trials(self._job.id)
         if reason is not None:
-            delivered = [trial for trial in trials if trial.at_work and self._trained(trial)]
-            self._stop([trial for trial in trials if trial not in delivered], reason)
+            delivered = [trial for trial in self._trials if trial.at_work and self._trained(trial)]
+            self._stop([trial for trial in self._trials if trial not in delivered], reason)
             return bool(delivered)
-        while sum(trial.at_work for trial in trials) < self._slots:
-            move = self._next(trials)
+        while sum(trial.at_work for trial in self._trials) < self._slots:
+            move = self._next(self._trials)
             if move is None:
                 break
             if move.trial is None:
-                number, cost = len(trials), self._desk.space.cost(move.candidate)
+                number, cost = len(self._trials), self._desk.space.cost(move.candidate)
                 if not self._ledger.add_trial(self._job.id, number, move.candidate, cost):
                     return True  # its user has just ended the job
                 passing("trial.after")
-                self._advance_trial(TrialRecord(self._job.id, number, move.candidate, "costing", cost))
+                self._trials.append(TrialRecord(self._job.id, number, move.candidate, "costing", cost))
+                self._advance_trial(self._trials[-1])
             elif not self._train(move.trial, move.trial.cost):
                 return True
-            trials = self._ledger.trials(self._job.id)
-        if any(trial.at_work for trial in trials):
+        if any(trial.at_work for trial in self._trials):
             return True
-        self._stop(trials, "what it promised was not worth the rest of its training")
+        self._stop(self._trials, "what it promised was not worth the rest of its training")
         return False
 
     def _next(self, trials: Sequence[TrialRecord]) -> Move | None:
@@ -216,7 +216,7 @@ class JobStep:
     def _curves(self) -> Curves:
         """The accuracies of the job's students, as they are when the step's results have been taken in."""
         keys: dict[str, tuple[int, int]] = {}
-        for trial in self._ledger.trials(self._job.id):
+        for trial in self._trials:
             for level in (level for level in self._desk.planner.levels if level <= (trial.epochs or 0)):
                 chain = self._desk.stages(trial.candidate, level)[PRECISIONS[0]]
                 student = next(plan for plan in reversed(chain) if plan.kind is StageKind.STUDENT)
@@ -252,11 +252,17 @@ class JobStep:
         return {key for key, stage in stages.items() if stage.state in ("done", "running")}
 
     def _stop(self, trials: Sequence[TrialRecord], reason: str) -> None:
-        for trial in trials:
+        for trial in list(trials):
             if not trial.ended:
-                self._ledger.move_trial(
-                    self._job.id, trial.number, expect=trial.state, to="stopped", reason=f"stopped: {reason}"
-                )
+                self._move(trial, "stopped", reason=f"stopped: {reason}")
+
+    def _move(self, trial: TrialRecord, to: str, **values: Any) -> bool:
+        """Moves a trial, in the ledger and in what this step knows of it; False when its job has just ended."""
+        if not self._ledger.move_trial(self._job.id, trial.number, expect=trial.state, to=to, **values):
+            return False
+        given = {name: value for name, value in values.items() if value is not None}  # the others stay as stored
+        self._trials[trial.number] = replace(trial, state=to, **given)
+        return True
 
     # ------------------------------------------------------------------------------------ trials
 
@@ -316,49 +322,38 @@ class JobStep:
     def _rule_out(self, trial: TrialRecord, cost: Cost, missing: str = "") -> None:
         excess = self._spec.budget.excess(cost)
         reason = "beyond " + ", ".join(f"{name} (x{ratio:.2f})" for name, ratio in sorted(excess.items())) + missing
-        self._ledger.move_trial(self._job.id, trial.number, expect="costing", to="infeasible", cost=cost, reason=reason)
+        self._move(trial, "infeasible", cost=cost, reason=reason)
 
     def _train(self, trial: TrialRecord, cost: Cost) -> bool:
         """Sends a trial on to its next rung; False when its job has just ended."""
         chains = self._desk.stages(trial.candidate, self._level(trial))
-        keys = [plan.key for plan in unique([plan for chain in chains.values() for plan in chain])]
-        moved = self._ledger.move_trial(
-            self._job.id, trial.number, expect=trial.state, to="training", cost=cost, stages=keys
-        )
+        keys = tuple(plan.key for plan in unique([plan for chain in chains.values() for plan in chain]))
+        moved = self._move(trial, "training", cost=cost, stages=keys)
         if moved:
             self._want(chains[PRECISIONS[0]], trial.number)
         return moved
 
     def _pause(self, trial: TrialRecord, val: Mapping[str, Json], level: int) -> None:
-        accuracy = val["correct"] / val["total"]
-        self._ledger.move_trial(
-            self._job.id, trial.number, expect="training", to="paused", accuracy=accuracy, epochs=level
-        )
+        self._move(trial, "paused", accuracy=val["correct"] / val["total"], epochs=level)
 
     def _fail_trial(self, trial: TrialRecord, stages: list[StageRecord]) -> None:
         stage = failed_stage(stages)
-        reason = f"stage {stage.plan.kind} failed: {stage.reason}" if stage else None
-        self._ledger.move_trial(self._job.id, trial.number, expect=trial.state, to="failed", reason=reason)
+        self._move(trial, "failed", reason=f"stage {stage.plan.kind} failed: {stage.reason}" if stage else None)
 
     def _deploy(self, trial: TrialRecord, chains: Mapping[str, list[StageRecord]]) -> None:
         """Stores what has come of a trial: a failure of a lower precision costs that file, not the model."""
         faults = {name: stage for name, chain in chains.items() if (stage := failed_stage(chain)) is not None}
         lost = {name: f"stage {stage.plan.kind} failed: {stage.reason}" for name, stage in faults.items()}
+        lacks = self._desk.planner.lacks(trial.candidate)
+        lost |= {name: f"its check failed: {why}" for name, why in lacks.items()}
         there = {name: chain for name, chain in chains.items() if name not in lost}
         family = deployed(self._job, trial, there, self._desk.space.sent_bytes(trial.candidate.image_size), lost)
         for deployment in family:
             self._ledger.add_deployment(deployment)
             passing("deployment.after")
         chosen = reference(family, self._spec)
-        self._ledger.move_trial(
-            self._job.id,
-            trial.number,
-            expect="training",
-            to="done",
-            cost=chosen.cost,
-            accuracy=chosen.chosen_by.value,
-            epochs=self._desk.planner.levels[-1],
-        )
+        epochs = self._desk.planner.levels[-1]
+        self._move(trial, "done", cost=chosen.cost, accuracy=chosen.chosen_by.value, epochs=epochs)
 
     def _want(self, plans: Iterable[StagePlan], number: int) -> list[StageRecord]:
         """Makes sure that a trial's stages exist and are worked on; returns them as stored."""

@@ -10,6 +10,7 @@ import enum
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +102,10 @@ class StageKind(enum.StrEnum):
     STUDENT = "student"
     EXPORT = "export"
     MEASURE = "measure"
+
+
+CHECKPOINT = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{64})\.pt")
+"""Name of a file with the state of a training: the epochs that it has had, and the sha256 of its bytes."""
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,7 @@ def deployed(
     """
     full = measured_cost(result_of(chains[PRECISIONS[0]][-1]).metrics)
     costs = {name: measured_cost(result_of(stages[-1]).metrics) for name, stages in chains.items()}
-    lacks = chains[PRECISIONS[0]][-2].plan.hints.get("lacks", {})
-    left_out = {name: f"its check failed: {why}" for name, why in lacks.items() if name in job.spec.precisions}
-    left_out |= lost
+    left_out = dict(lost)
     left_out |= {name: why for name, cost in costs.items() if (why := _loses(job.spec, name, cost, full)) is not None}
     return [
         _deployment(job, trial, precision, quality, stages, replace(trial.cost, image_bytes=count), left_out)

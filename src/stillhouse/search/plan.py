@@ -99,15 +99,17 @@ class Planner:
 
     def precisions(self, candidate: Candidate) -> tuple[str, ...]:
         """Those of the job that the network has files of, what is trained first."""
-        lacks = self._lacks(candidate)
+        lacks = self.lacks(candidate)
         return tuple(name for name in self.spec.precisions if name not in lacks)
 
-    def costing(self, candidate: Candidate, precision: str = PRECISIONS[0]) -> TrialPlan:
-        """Costs on the device, from an untrained export: no picture is read, nothing is trained.
+    def lacks(self, candidate: Candidate) -> dict[str, str]:
+        """Those of the job that it has no files of -> why the catalogue's check of them failed."""
+        entry = self.catalogue.get("archs", {}).get(candidate.arch, {})
+        failed = entry.get("lacks", {}).get(candidate.stem, {})
+        return {name: failed[name] for name in self.spec.precisions if name in failed}
 
-        At a precision that the network lacks they are those of the file as trained, which stands in for it.
-        """
-        precision = PRECISIONS[0] if precision in self._lacks(candidate) else precision
+    def costing(self, candidate: Candidate, precision: str = PRECISIONS[0]) -> TrialPlan:
+        """Costs on the device, from an untrained export: no picture is read, nothing is trained."""
         return self._costing(candidate, self._untrained(candidate), precision)
 
     def costings(self, candidate: Candidate) -> dict[str, TrialPlan]:
@@ -221,13 +223,9 @@ class Planner:
         return self._stage(StageKind.ASSISTANT, spec, {"dataset": self.dataset_key, "targets": targets.key})
 
     def export(self, candidate: Candidate, student: StagePlan) -> StagePlan:
-        """The student as an ONNX file, checked against torch on pictures of the data set.
-
-        Which precisions cannot be made of it, and why, is a hint, for whoever reads what has come of it.
-        """
-        spec, lacks = self._network(candidate) | {"precision": PRECISIONS[0]}, self._lacks(candidate)
-        stage = self._stage(StageKind.EXPORT, spec, {"model": student.key, "dataset": self.dataset_key})
-        return replace(stage, hints={**stage.hints, "lacks": dict(lacks)}) if lacks else stage
+        """The student as an ONNX file, checked against torch on pictures of the data set."""
+        spec = self._network(candidate) | {"precision": PRECISIONS[0]}
+        return self._stage(StageKind.EXPORT, spec, {"model": student.key, "dataset": self.dataset_key})
 
     def _converted(
         self, candidate: Candidate, export: StagePlan, precision: str, inputs: Mapping[str, str]
@@ -255,12 +253,6 @@ class Planner:
         return TrialPlan(candidate, (*student, *exports, measure))
 
     # ----------------------------------------------------------------------------------- helpers
-
-    def _lacks(self, candidate: Candidate) -> Mapping[str, str]:
-        """Precision -> why the catalogue's check of this network's files failed."""
-        entry = self.catalogue.get("archs", {}).get(candidate.arch, {})
-        found: Mapping[str, str] = entry.get("lacks", {}).get(candidate.stem, {})
-        return found
 
     def _probe(self, features: str) -> tuple[StagePlan, ...]:
         """Looks inside an untrained teacher for what will be read there: seconds, before hours.

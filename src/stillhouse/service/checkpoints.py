@@ -2,24 +2,22 @@
 
 A stage's process writes its checkpoints to its own disk. One on another machine also sends the newest from time to time
 (``courier.py``), and the next attempt at the stage goes on from there. A file's name says its epoch and the sha256 of
-its bytes (``distill.checkpoint`` names it), so the newest is known without reading any, and one that came damaged is
+its bytes (``CHECKPOINT``), so the newest is known without reading any, and one that came damaged is
 not taken. What is kept here is a shortcut and no truth: a stage without it begins anew.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from stillhouse.search.domain import CHECKPOINT
 from stillhouse.search.errors import NotFoundError
 
-NAME = r"checkpoint-(\d{6})-([0-9a-f]{64})\.pt"
 CHUNK_BYTES = 1 << 20
-_NAME = re.compile(NAME)
 
 
 class Checkpoints(Protocol):
@@ -82,7 +80,7 @@ class DiskCheckpoints(Checkpoints):
 
     def read(self, stage: str, name: str) -> Iterator[bytes]:
         """The file's bytes; one that is replaced meanwhile is read to its end."""
-        if not _NAME.fullmatch(name):
+        if not CHECKPOINT.fullmatch(name):
             raise not_kept(stage, name)
         try:
             handle = (self._root / stage / name).open("rb")
@@ -113,13 +111,13 @@ class DiskCheckpoints(Checkpoints):
 
 def sha256_in(name: str) -> str | None:
     """The sha256 that a checkpoint's name says; None for another name."""
-    match = _NAME.fullmatch(name)
+    match = CHECKPOINT.fullmatch(name)
     return None if match is None else match[2]
 
 
 def sorted_names(names: Iterable[str]) -> list[str]:
     """Those that checkpoints have, newest first."""
-    return sorted((name for name in names if _NAME.fullmatch(name)), reverse=True)
+    return sorted((name for name in names if CHECKPOINT.fullmatch(name)), reverse=True)
 
 
 def not_kept(stage: str, name: str) -> NotFoundError:
