@@ -33,9 +33,9 @@ def commands(messages: Callable[[], AbstractContextManager[None]]) -> typer.Type
         tenant: Annotated[str, typer.Option(help="Whose data sets and jobs it opens.")] = DEFAULT_TENANT,
         scopes: Annotated[
             list[str] | None,
-            typer.Option(help=f"Some of {','.join(SCOPES)}; repeatable [default: {READ},{WRITE}].", show_default=False),
+            typer.Option(help=f"{', '.join(SCOPES)}; repeatable; by default {READ},{WRITE}.", show_default=False),
         ] = None,
-        expires_in: Annotated[str | None, typer.Option(help="Such as 12h, 30d or 8w [default: never].")] = None,
+        expires_in: Annotated[str | None, typer.Option(help="Such as 12h, 30d or 8w; by default never.")] = None,
     ) -> None:
         """Make a key and show its secret, which is kept nowhere: this once."""
         with messages():

@@ -33,7 +33,7 @@ MaxImageSize = Annotated[str | None, _limit("Largest picture captured: 64, or 48
 MaxLatencyMs = Annotated[float | None, _limit("Median latency of one picture on --device.")]
 MaxMemoryBytes = Annotated[float | None, _limit("Peak memory of inference on --device.")]
 MinAccuracy = Annotated[float | None, _limit("Least top-1 accuracy on validation, between 0 and 1.")]
-Device = Annotated[str | None, _limit("Device that latency and memory are measured on [default: local].")]
+Device = Annotated[str | None, _limit("Device that latency and memory are measured on; by default local.")]
 BudgetFile = Annotated[Path | None, _limit("YAML file with the same limits (max_macs: 60e6 ...); flags win.")]
 
 Qualities = Annotated[

@@ -62,9 +62,13 @@ class Server:
         if self.as_json:
             typer.echo(json.dumps(found, indent=2))
             return
-        table = Table(*(column.replace("_", " ") for column in columns), box=SIMPLE_HEAD, pad_edge=False)
-        for line in found:
-            table.add_row(*(escape(_text(line.get(column))) for column in columns))
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        rows = [[_text(line.get(column)) for column in columns] for line in found]
+        for at, column in enumerate(columns):  # the first is what the thing is asked for by: it is shown whole
+            width = max((len(row[0]) for row in rows), default=None) if at == 0 else None
+            table.add_column(column.replace("_", " "), min_width=width)
+        for row in rows:
+            table.add_row(*map(escape, row))
         Console().print(table)
 
 
