@@ -11,6 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from served import CATALOGUE, SUMMARY
+from stillhouse.search.devices import DeviceRecord
 from stillhouse.search.job import JobSpec
 from stillhouse.search.plan import ingest_plan
 from stillhouse.service.app import create_app
@@ -20,7 +21,7 @@ from stillhouse.service.schemas import JobRequest, Limits, Search
 from stillhouse.service.settings import Settings
 from stillhouse.service.store import DiskStore
 
-OTHER_WORDS = {"max_flops", "max_kbit_per_s", "frames_per_s", "device"}
+OTHER_WORDS = {"max_flops", "max_kbit_per_s", "frames_per_s"}
 KNOBS = [{"name": "beta", "type": "number", "default": 5.0, "low": 0.0, "high": 9.0, "help": "weight of the hint"}]
 METHODS = CATALOGUE["methods"] | {"hints": {"teacher": True, "assistant": False, "knobs": KNOBS}}
 
@@ -98,6 +99,21 @@ def test_the_form_creates_a_job(page: Page, ready: Works) -> None:
         ).to_spec()
     )
     assert page.complaints() == []
+
+
+def test_a_device_that_announced_itself_can_be_chosen(page: Page, ready: Works) -> None:
+    assert [option.text for option in Select(page.first("#field-device")).options] == ["local"]
+    ready.ledger.see_device(DeviceRecord("gate-cam", "onnxruntime 1.22.0", "d1", {"cpu": "Cortex-A53"}))
+    page.open(f"{ready.base}/ui/new")
+    page.wait(lambda: "candidates fit" in page.text("count"))
+    Select(page.first("#field-device")).select_by_visible_text("gate-cam")
+    page.write("max_latency_ms", "20")
+    page.wait(lambda: "fit" in page.text("count"))
+    page.first("#submit").click()
+    page.wait(lambda: "/ui/jobs/" in page.browser.current_url)
+    (job,) = ready.ledger.jobs()
+    assert (job.spec.budget.device, job.spec.budget.max_latency_ms) == ("gate-cam", 20.0)
+    page.wait(lambda: "on gate-cam" in page.browser.page_source.replace("\u00a0", " ").replace("&nbsp;", " "))
 
 
 def test_the_count_follows_the_limits(page: Page, ready: Works) -> None:

@@ -160,8 +160,11 @@ def test_a_data_set_is_deleted_once_nothing_uses_it(ledger: Lists) -> None:
 
 def test_the_host_is_that_of_the_last_measurement(ledger: Lists) -> None:
     assert ledger.last_host() is None
-    for index, host in enumerate(({"cpu": "old"}, {"cpu": "new"}, None)):
-        stage = ledger.ensure_stage(StagePlan(StageKind.MEASURE, {"index": index}))
+    timed = {"latency": True}
+    specs = (timed, timed, timed, {"latency": True, "device": "gate-cam"}, {"latency": False})
+    hosts = ({"cpu": "old"}, {"cpu": "new"}, None, {"cpu": "the camera's"}, {"cpu": "told by the camera"})
+    for index, (host, spec) in enumerate(zip(hosts, specs, strict=True)):
+        stage = ledger.ensure_stage(StagePlan(StageKind.MEASURE, {"index": index, **spec}))
         attempt = ledger.open_attempt(stage.key, lease_s=9, threads=1)
         assert attempt is not None
         metrics = {} if host is None else {"host": host, "runtime": "r"}

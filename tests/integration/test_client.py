@@ -18,6 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from served import Serve, Served
+from stillhouse.search.devices import DeviceRecord
 from stillhouse.search.domain import Candidate, Cost, Size
 from stillhouse.search.errors import CorruptArtifactError, StillhouseError
 from stillhouse.service import cli_server, cli_watch, transfer
@@ -26,8 +27,8 @@ from stillhouse.service.cli import app
 from stillhouse.service.client import Client
 
 Live = Callable[[FastAPI], str]
-WORKERS = "/attempts"
-"""Routes for workers, opened by an attempt's token alone."""
+WORKERS = ("/attempts", "/agents")
+"""Routes for workers and devices."""
 CALLS: dict[str, Callable[[Client, Path], object]] = {
     "GET /health": lambda client, _: client.health(),
     "GET /health/live": lambda client, _: client.live(),
@@ -35,6 +36,7 @@ CALLS: dict[str, Callable[[Client, Path], object]] = {
     "GET /metrics": lambda client, _: client.metrics(),
     "GET /catalogue": lambda client, _: client.catalogue(),
     "GET /devices": lambda client, _: client.devices(),
+    "DELETE /devices/{device}": lambda client, _: client.forget_device("gate-cam"),
     "GET /audit": lambda client, _: client.audit(before=5),
     "POST /uploads": lambda client, path: client.upload(path),
     "PATCH /uploads/{upload_id}": lambda client, path: client.upload(path),
@@ -262,7 +264,11 @@ def test_models_and_the_rest_by_command(run: Callable[..., str], served: Served,
     (tmp_path / "folder").mkdir()
     assert run("models", "download", model, "--out", str(tmp_path / "folder")).strip().endswith("fp32.zip")
     assert len(list((tmp_path / "folder").glob("*.zip"))) == 1
-    assert json.loads(run("devices"))[0]["name"] == "local"
+    served.ledger.see_device(DeviceRecord("gate-cam", "onnxruntime 1.22.0", "d1", {"cpu": "Cortex-A53", "cores": 4}))
+    listed = run("devices")
+    assert all(each in listed for each in ("local", "gate-cam", "Cortex-A53", "0 s ago"))
+    run("forget-device", "gate-cam")
+    assert "gate-cam" not in run("devices")
     assert "lcnet_050" in run("catalogue")
     assert json.loads(run("health"))["status"] == "ready"
 

@@ -292,9 +292,17 @@ def test_what_the_sender_has_is_not_sent_again(what: str, served: Served, tmp_pa
 
 def test_devices_tell_the_host_as_last_measured(served: Served) -> None:
     assert served.http.get("/devices").json() == [
-        {"name": "local", "measured_at": None, "host": None, "runtime": None, "threads": None}
+        {
+            "name": "local",
+            "measured_at": None,
+            "host": None,
+            "runtime": None,
+            "threads": None,
+            "seen_at": None,
+            "at_hand": True,
+        }
     ]
-    stage = served.ledger.ensure_stage(StagePlan(StageKind.MEASURE, {}))
+    stage = served.ledger.ensure_stage(StagePlan(StageKind.MEASURE, {"latency": True}))
     attempt = served.ledger.open_attempt(stage.key, lease_s=9, threads=1)
     assert attempt is not None
     metrics = {"host": {"cpu": "fast"}, "runtime": "onnxruntime 1", "threads": 2}

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from stillhouse.search.check import check_request
+from stillhouse.search.domain import Budget
 from stillhouse.search.errors import UnknownNameError, UserError
 from stillhouse.search.job import JobSpec
 
@@ -63,6 +64,14 @@ def test_a_good_request_passes() -> None:
 def test_an_unknown_name_is_answered_with_near_ones(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UnknownNameError, match=message):
         check_request(CATALOGUE, dataclasses.replace(GOOD, **changes))
+
+
+def test_a_device_is_known_once_it_announced_itself() -> None:
+    wanted = dataclasses.replace(GOOD, budget=Budget(device="gate-cam"))
+    check_request(CATALOGUE | {"devices": {"gate-cam": "1"}}, wanted)
+    for known in ({}, {"devices": {"phone": "1"}}):
+        with pytest.raises(UserError, match=r"unknown device 'gate-cam'; known: local.*agent URL --name gate-cam"):
+            check_request(CATALOGUE | known, wanted)
 
 
 @pytest.mark.parametrize("value", [-1.0, 1001, "much", True])

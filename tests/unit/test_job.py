@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stillhouse.search.domain import Budget, Fit
-from stillhouse.search.errors import UnknownNameError, UserError
+from stillhouse.search.errors import UserError
 from stillhouse.search.job import Epochs, JobSpec
 
 LEARNING: dict[str, Any] = {
@@ -112,8 +112,13 @@ def test_ablate_is_kept_as_a_word(given: bool | str, kept: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "name"), [({"objectives": ("mac",)}, "mac"), ({"budget": Budget(device="phone")}, "phone")]
+    ("changes", "said"),
+    [
+        ({"objectives": ("mac",)}, "unknown cost objective 'mac'"),
+        ({"budget": Budget(device="my phone")}, "device's name must have .* but got 'my phone'"),
+        ({"budget": Budget(device="")}, "device's name must have"),
+    ],
 )
-def test_names_that_are_not_known(changes: dict[str, Any], name: str) -> None:
-    with pytest.raises(UnknownNameError, match=name):
+def test_names_that_cannot_be(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
         JobSpec("ds", **changes)

@@ -1,7 +1,10 @@
 """Why a job waits, in one sentence."""
 
+import dataclasses
+
 import pytest
 
+from stillhouse.search.devices import DeviceRecord
 from stillhouse.search.domain import StageKind, StagePlan
 from stillhouse.search.job import JobRecord, JobSpec, StageRecord
 from stillhouse.service.waiting import waiting
@@ -45,6 +48,23 @@ def test_the_stage_that_is_due_first_is_named() -> None:
 )
 def test_a_job_that_moves_waits_for_nothing(stages: list[StageRecord]) -> None:
     assert waiting(job(), stages, lack=None, now=NOW) is None
+
+
+TIMED = StagePlan(StageKind.MEASURE, {"latency": True, "device": "gate-cam"})
+CAM = DeviceRecord("gate-cam", "onnxruntime", "1", {}, seen_at=NOW)
+
+
+def test_a_device_that_is_away_is_named() -> None:
+    def said(*devices: DeviceRecord, state: str = "pending", plan: StagePlan = TIMED) -> str | None:
+        return waiting(job(), [StageRecord(plan, state)], lack=None, now=NOW, devices=lambda: devices)
+
+    assert said(CAM) is None
+    away = dataclasses.replace(CAM, seen_at=NOW - 300)
+    assert said(away) == "device gate-cam has not asked for work for 300 s; start its agent again"
+    assert "gate-cam has been forgotten" in (said() or "")
+    assert said(away, state="running") is None
+    assert said(away, plan=StagePlan(StageKind.MEASURE, {"latency": True, "device": "local"})) is None
+    assert said(away, plan=StagePlan(StageKind.MEASURE, {"latency": False, "device": "gate-cam"})) is None
 
 
 def test_a_full_disk_holds_up_every_job_that_lives() -> None:

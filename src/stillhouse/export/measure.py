@@ -28,6 +28,7 @@ from stillhouse.search.errors import StageError
 WARM_UP_RUNS, WARM_UP_S = 10, 0.2
 LEAST_RUNS, LEAST_S, MOST_RUNS, MOST_S = 50, 0.5, 400, 5.0
 BATCH = 64
+RUNTIME = f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Probe:
     cores: tuple[int, ...]
     runtime: str
     host: dict[str, Json]
+
+    def figures(self) -> dict[str, Json]:
+        """As a stage tells them."""
+        names = ("latency_ms", "latency_p95_ms", "memory_bytes", "runs", "threads", "runtime")
+        told = {name: getattr(self, name) for name in names}
+        return {**told, "host": {**self.host, "pinned_cores": list(self.cores)}}
 
 
 def probe(onnx: Path, *, threads: int) -> Probe:
@@ -165,7 +172,7 @@ def _probe_here(onnx: Path, threads: int) -> Probe:
         runs=len(times),
         threads=threads,
         cores=cores,
-        runtime=f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider",
+        runtime=RUNTIME,
         host=host_facts(),
     )
 

@@ -27,7 +27,8 @@ class Budget:
         max_latency_ms: Median latency of one picture on ``device``.
         max_memory_bytes: Peak memory of inference on ``device``.
         min_accuracy: Least top-1 accuracy, between 0 and 1.
-        device: Name of the device that latency and memory are measured on.
+        device: Name of the device that latency and memory are measured on; ``local`` is the machine that stages run
+            on, any other runs ``stillhouse agent``.
     """
 
     max_macs: int | None = None

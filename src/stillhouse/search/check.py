@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stillhouse.search.catalogue import Catalogue
-from stillhouse.search.domain import Json
+from stillhouse.search.domain import LOCAL, Json
 from stillhouse.search.errors import UnknownNameError, UserError
 from stillhouse.search.job import JobSpec
-from stillhouse.search.plan import method_needs
+from stillhouse.search.offered import method_needs
 
 
 def check_request(catalogue: Mapping[str, Json], spec: JobSpec) -> None:
@@ -16,9 +16,15 @@ def check_request(catalogue: Mapping[str, Json], spec: JobSpec) -> None:
 
     Raises:
         UnknownNameError: A teacher, architecture, task, method or knob that no worker knows.
-        UserError: A knob of the wrong type or out of its range; pictures that the patches of a ViT do not divide; a
-            network whose costs are not known for the colour.
+        UserError: A device that never announced itself; a knob of the wrong type or out of its range; pictures that
+            the patches of a ViT do not divide; a network whose costs are not known for the colour.
     """
+    device = spec.budget.device
+    if device not in (devices := (LOCAL, *catalogue.get("devices", ()))):
+        raise UserError(
+            f"unknown device {device!r}; known: {', '.join(devices)}. A device is known once its agent has asked for "
+            f"work: run on it: stillhouse agent URL --name {device}"
+        )
     known = Catalogue.from_json(catalogue)
     known.check_teacher(spec.teacher)
     for arch in spec.archs:

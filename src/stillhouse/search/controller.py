@@ -17,7 +17,7 @@ from stillhouse.search.advance import Desk, JobStep
 from stillhouse.search.domain import StageKind, StagePlan
 from stillhouse.search.errors import NotFoundError
 from stillhouse.search.failpoints import passing
-from stillhouse.search.job import AttemptRecord, DatasetRecord, JobRecord
+from stillhouse.search.job import AttemptRecord, DatasetRecord, JobRecord, StageRecord
 from stillhouse.search.ports import Engine, Home, Ledger, Observer, Sole
 from stillhouse.search.states import LIVE
 from stillhouse.search.wanted import NO_ONE, Wanted
@@ -105,6 +105,7 @@ class Controller:
             if only is None or job.id in only:
                 self._advance_job(job, wanted, slots)
         self._cancel_unwanted(wanted)
+        self._offer(wanted)
         self._submit(wanted)
         return True
 
@@ -180,8 +181,11 @@ class Controller:
         now, late = self._clock(), dict[str, float]()
         opened = self._ledger.open_attempts()
         self._started &= {attempt.id for attempt in opened}
+        gone = [attempt for attempt in opened if not self._engine.running(attempt.id)]
+        stages = self._ledger.stages({attempt.stage_key for attempt in gone})
+        ended = {attempt.id for attempt in gone if stages[attempt.stage_key].plan.device is None}
         for attempt in opened:
-            if not self._engine.running(attempt.id):
+            if attempt.id in ended:
                 fault = self._engine.fault(attempt.id)
                 if fault is not None:
                     self._ledger.fail(attempt.id, attempt.token, fault)
@@ -212,28 +216,51 @@ class Controller:
                 self._engine.cancel(attempt.id)
                 self._ledger.lose(attempt.id, max_attempts=None)
 
+    def _offer(self, wanted: Wanted) -> None:
+        """Opens the next stage of each device that asks for work: it fetches that by itself."""
+        waiting = [plan for plan in wanted.plans.values() if plan.device is not None]
+        if self._lack is not None or not waiting:
+            return
+        now, known = self._clock(), {device.name: device for device in self._ledger.devices()}
+        stored = self._ledger.stages(_with_inputs(waiting))
+        busy = {stage.plan.device for stage in stored.values() if stage.state == "running"}
+        for plan in waiting:
+            device = known.get(plan.device or "")
+            if device is None or device.name in busy or not device.at_hand(now) or not _is_due(plan, stored, now):
+                continue
+            if device.code != plan.code:  # it was another machine, or ran other code, when this was planned
+                self._desks.clear()
+                return
+            attempt = self._open(plan, wanted, threads=plan.spec["threads"])
+            if attempt is not None:
+                self._observer.opened(attempt, plan)
+                busy.add(device.name)
+
+    def _open(self, plan: StagePlan, wanted: Wanted, *, threads: int) -> AttemptRecord | None:
+        lease_s, asker = max(self._lease_s, START_S), wanted.askers.get(plan.key, NO_ONE)
+        attempt = self._ledger.open_attempt(plan.key, lease_s=lease_s, threads=threads, asker=asker)
+        if attempt is not None:
+            self._started.add(attempt.id)
+        return attempt
+
     def _submit(self, wanted: Wanted) -> None:
         """Starts ready stages up to capacity; one that measures latency runs alone on its machine."""
         if self._lack is not None:
             return
         stored, now = self._ledger.stages(_with_inputs(wanted.plans.values())), self._clock()
-        running = [s for s in stored.values() if s.state == "running"]
+        running = [s for s in stored.values() if s.state == "running" and s.plan.device is None]
         if any(self._alone(s.plan) for s in running):
             return
         for key, plan in wanted.plans.items():
             if self._engine.capacity() < 1:
                 return
-            ready = all(i in stored and stored[i].state == "done" for i in plan.inputs.values())
-            if stored[key].state != "pending" or (stored[key].not_before or 0.0) > now or not ready:
+            if plan.device is not None or not _is_due(plan, stored, now):
                 continue
             if self._alone(plan) and running:
                 return
-            lease_s = max(self._lease_s, START_S)
-            asker = wanted.askers.get(key, NO_ONE)
-            attempt = self._ledger.open_attempt(key, lease_s=lease_s, threads=self._engine.threads(), asker=asker)
+            attempt = self._open(plan, wanted, threads=self._engine.threads())
             if attempt is None:
                 continue
-            self._started.add(attempt.id)
             passing("open.after")
             self._hand_over(attempt)
             self._observer.opened(attempt, plan)
@@ -264,6 +291,14 @@ class Controller:
 
 
 # ---------------------------------------------------------------------------------------- helpers
+
+
+def _is_due(plan: StagePlan, stored: Mapping[str, StageRecord], now: float) -> bool:
+    """True for a stage that waits for nothing but to be begun."""
+    stage = stored.get(plan.key)
+    if stage is None or stage.state != "pending" or (stage.not_before or 0.0) > now:
+        return False
+    return all(key in stored and stored[key].state == "done" for key in plan.inputs.values())
 
 
 def _with_inputs(plans: Iterable[StagePlan]) -> set[str]:

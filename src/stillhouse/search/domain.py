@@ -104,6 +104,9 @@ class StageKind(enum.StrEnum):
     MEASURE = "measure"
 
 
+LOCAL = "local"
+"""The device that is the machine which stages run on."""
+
 CHECKPOINT = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{64})\.pt")
 """Name of a file with the state of a training: the epochs that it has had, and the sha256 of its bytes."""
 
@@ -126,6 +129,14 @@ class StagePlan:
     inputs: Mapping[str, str] = field(default_factory=dict)
     code: str = ""
     hints: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def device(self) -> str | None:
+        """The device that must do it, by itself; None for what any worker may do."""
+        if self.kind is not StageKind.MEASURE or not self.spec.get("latency"):
+            return None
+        device: str = self.spec.get("device", LOCAL)
+        return None if device == LOCAL else device
 
     @functools.cached_property
     def key(self) -> str:

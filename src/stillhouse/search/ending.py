@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stillhouse.search.domain import Accuracy, Deployment, Json, StagePlan
-from stillhouse.search.family import failed_stage, model_id, picture_details, result_of
+from stillhouse.search.family import exported, failed_stage, model_id, picture_details, result_of
 from stillhouse.search.job import UNMET, JobRecord, StageRecord, TrialRecord
 from stillhouse.search.limits import is_trained
 from stillhouse.search.pareto import deployment_front
@@ -169,7 +169,7 @@ class Ending:
 
 def variant(own: Deployment, method: str, stages: Sequence[StageRecord]) -> Deployment:
     """The file of a deployment at its measured cost, as these stages of a baseline's method made it."""
-    export, measure = result_of(stages[-2]), result_of(stages[-1])
+    export, measure = exported(stages), result_of(stages[-1])
     return replace(
         own,
         id=model_id(own.job_id, own.trial_number, stages, own.quality),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from stillhouse.search.domain import PRECISIONS, Accuracy, Cost, Deployment, Json, StageResult, content_key
+from stillhouse.search.domain import PRECISIONS, Accuracy, Cost, Deployment, Json, StageKind, StageResult, content_key
 from stillhouse.search.job import JobRecord, JobSpec, StageRecord, TrialRecord
 from stillhouse.search.plan import measured_cost, variant_of
 
@@ -89,6 +89,11 @@ def result_of(stage: StageRecord) -> StageResult:
     return stage.result
 
 
+def exported(stages: Sequence[StageRecord]) -> StageResult:
+    """The result of the stage that made the file."""
+    return result_of(next(stage for stage in reversed(stages) if stage.plan.kind is StageKind.EXPORT))
+
+
 def _deployment(
     job: JobRecord,
     trial: TrialRecord,
@@ -98,7 +103,7 @@ def _deployment(
     cost: Cost,
     left_out: Mapping[str, str],
 ) -> Deployment:
-    export, measure = result_of(stages[-2]), result_of(stages[-1])
+    export, measure = exported(stages), result_of(stages[-1])
     picture = {"codec": job.spec.codec, "quality": quality}
     return Deployment(
         id=model_id(job.id, trial.number, stages, quality),

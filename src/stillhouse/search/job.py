@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from stillhouse.search.devices import check_name
 from stillhouse.search.domain import (
     CHANNELS,
     COST_OBJECTIVES,
@@ -194,8 +195,7 @@ class JobSpec:
         for name in self.objectives:
             if name not in COST_OBJECTIVES:
                 raise UnknownNameError.among("cost objective", name, COST_OBJECTIVES)
-        if self.budget.device != "local":
-            raise UnknownNameError.among("device", self.budget.device, ["local"])
+        check_name(self.budget.device)
 
     @property
     def sends(self) -> bool:

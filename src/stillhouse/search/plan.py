@@ -11,9 +11,21 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from stillhouse.search.domain import DISTILLED, PRECISIONS, Candidate, Cost, Json, Size, StageKind, StagePlan, TrialPlan
-from stillhouse.search.errors import UnknownNameError, UserError
+from stillhouse.search.domain import (
+    DISTILLED,
+    LOCAL,
+    PRECISIONS,
+    Candidate,
+    Cost,
+    Json,
+    Size,
+    StageKind,
+    StagePlan,
+    TrialPlan,
+)
+from stillhouse.search.errors import UserError
 from stillhouse.search.job import DatasetRecord, JobRecord, JobSpec
+from stillhouse.search.offered import MethodNeeds, Weights, all_knobs, method_needs
 from stillhouse.search.rungs import levels
 
 BASELINES: Mapping[str, str] = {"no_teacher": "supervised", "plain_kd": "logits"}
@@ -28,55 +40,6 @@ def ingest_plan(source: str, digest: str, skip_faults: bool, code: Mapping[str, 
         code=code.get("ingest", ""),
         hints={"source": source},
     )
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Which weights a network can start from: by package, from the model hub, or none (random)."""
-
-    package: frozenset[str] = frozenset()
-    hub: frozenset[str] = frozenset()
-
-    @classmethod
-    def from_catalogue(cls, data: Mapping[str, Json]) -> Weights:
-        """Reads the catalogue's ``weights`` entry."""
-        entry = data.get("weights", {})
-        return cls(frozenset(entry.get("package", ())), frozenset(entry.get("hub", ())))
-
-    def source(self, arch: str) -> str:
-        """``package``, ``hub`` or ``none``."""
-        if arch in self.package:
-            return "package"
-        return "hub" if arch in self.hub else "none"
-
-
-@dataclass(frozen=True)
-class MethodNeeds:
-    """What a method reads; the worker's catalogue says it, method by method."""
-
-    teacher: bool
-    assistant: bool
-    features: str = ""
-
-
-def method_needs(data: Mapping[str, Json], name: str, knobs: Mapping[str, Json] | None = None) -> MethodNeeds:
-    """Reads one method of the catalogue's ``methods`` entry; features whose weight these knobs set to 0 are not needed.
-
-    Raises:
-        UnknownNameError: No worker offers the method.
-    """
-    methods = data.get("methods", {})
-    if name not in methods:
-        raise UnknownNameError.among("method", name, methods)
-    entry = methods[name]
-    read = all_knobs(data, name, knobs or {}).get(entry.get("features_by", ""), 1)
-    return MethodNeeds(bool(entry["teacher"]), bool(entry["assistant"]), entry.get("features", "") if read else "")
-
-
-def all_knobs(data: Mapping[str, Json], name: str, knobs: Mapping[str, Json]) -> dict[str, Json]:
-    """Every knob of a method: those given, else its default. So one training has one key, however it was asked for."""
-    known = data.get("methods", {}).get(name, {}).get("knobs", ())
-    return {knob["name"]: knob["default"] for knob in known} | dict(knobs)
 
 
 @dataclass(frozen=True)
@@ -122,7 +85,7 @@ class Planner:
 
     def _costing(self, candidate: Candidate, export: StagePlan, precision: str) -> TrialPlan:
         exports = self._converted(candidate, export, precision, {})
-        return TrialPlan(candidate, (*exports, self._measure(candidate, exports[-1], split=None, latency=True)))
+        return TrialPlan(candidate, (*exports, self._measure(candidate, exports[-1], latency=True)))
 
     # ---------------------------------------------------------------------------------- training
 
@@ -249,8 +212,13 @@ class Planner:
         student = self.student(candidate, method or self.spec.method)
         data = {"dataset": self.dataset_key}
         exports = self._converted(candidate, self.export(candidate, student[-1]), precision, data)
-        measure = self._measure(candidate, exports[-1], split=split, latency=latency)
-        return TrialPlan(candidate, (*student, *exports, measure))
+        if not (latency and self.spec.budget.device != LOCAL):
+            measure = self._measure(candidate, exports[-1], split=split, latency=latency)
+            return TrialPlan(candidate, (*student, *exports, measure))
+        # The pictures do not go to the device: it times the file, and a worker reads it.
+        timed = self._measure(candidate, exports[-1], latency=True)
+        measure = self._measure(candidate, exports[-1], split=split, timed=timed)
+        return TrialPlan(candidate, (*student, *exports, timed, measure))
 
     # ----------------------------------------------------------------------------------- helpers
 
@@ -313,9 +281,26 @@ class Planner:
         """How assistants and students learn, where it differs from the teacher."""
         return {"mixup": self.spec.mixup, "ema": self.spec.ema}
 
-    def _measure(self, candidate: Candidate, export: StagePlan, *, split: str | None, latency: bool) -> StagePlan:
+    def _measure(
+        self,
+        candidate: Candidate,
+        export: StagePlan,
+        *,
+        split: str | None = None,
+        latency: bool = False,
+        timed: StagePlan | None = None,
+    ) -> StagePlan:
+        """What reads a file's costs on its device, its accuracy on a split, or both.
+
+        Args:
+            candidate: Its network.
+            export: Makes the file.
+            split: Pictures to read accuracy on, if any.
+            latency: Whether latency and memory are measured.
+            timed: The stage that measured them apart from this one.
+        """
         spec: dict[str, Json] = {
-            "device": self.spec.budget.device,
+            "device": self.spec.budget.device if latency else LOCAL,
             "threads": self.spec.latency_threads,
             "latency": latency,
             "split": split,
@@ -327,7 +312,14 @@ class Planner:
             "qualities": list(self.spec.sent_qualities),
         }
         inputs = {"onnx": export.key} | ({"dataset": self.dataset_key} if split else {})
-        return self._stage(StageKind.MEASURE, spec, inputs)
+        inputs |= {"timed": timed.key} if timed else {}
+        stage = self._stage(StageKind.MEASURE, spec, inputs)
+        return stage if stage.device is None else replace(stage, code=self._device_code)
+
+    @property
+    def _device_code(self) -> str:
+        """Of the device's hardware and runtime, not of this machine's code."""
+        return str(self.catalogue.get("devices", {}).get(self.spec.budget.device, ""))
 
     def _stage(self, kind: StageKind, spec: Mapping[str, Json], inputs: Mapping[str, str] | None = None) -> StagePlan:
         code = self.catalogue.get("code", {}).get(str(kind), "")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from stillhouse.search.devices import DeviceRecord
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json, StageKind, StagePlan, StageResult
 from stillhouse.search.job import (
     AttemptRecord,
@@ -166,7 +167,7 @@ class Ledger(Protocol):
     def set_test(self, deployment_id: str, test: Accuracy, details: Mapping[str, Json]) -> bool:
         """Stores the test accuracy once (False when it is there) and merges ``details``."""
 
-    # events and catalogue
+    # events, catalogue and devices
     def emit(self, job_id: str, kind: str, data: Mapping[str, Json]) -> None:
         """Appends an event."""
 
@@ -177,7 +178,16 @@ class Ledger(Protocol):
         """Replaces the catalogue: what the workers can build, and the digests of their code."""
 
     def catalogue(self) -> Mapping[str, Json] | None:
-        """The catalogue last published."""
+        """The catalogue last published; ``devices``, where any announced itself, names each with its ``code``."""
+
+    def see_device(self, device: DeviceRecord) -> None:
+        """Stores a device as it announces itself now, in place of what was known of that name."""
+
+    def devices(self) -> list[DeviceRecord]:
+        """All that ever announced themselves and were not forgotten, by name."""
+
+    def forget_device(self, name: str) -> bool:
+        """False when there is none."""
 
 
 class Engine(Protocol):

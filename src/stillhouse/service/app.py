@@ -12,6 +12,7 @@ from stillhouse import __version__
 from stillhouse.search.ports import ArtifactStore
 from stillhouse.service.accounts import ServiceLedger
 from stillhouse.service.api import (
+    agents,
     attempts,
     audit,
     datasets,
@@ -53,7 +54,7 @@ def create_app(ledger: ServiceLedger, store: ArtifactStore, settings: Settings) 
     )
     app.state.context = Context.whole(ledger, store, settings)
     Uploads(settings.uploads, most_bytes=settings.max_upload_bytes).clean()
-    for part in (datasets, uploads, estimates, jobs, fronts, trials, events, models, attempts, audit, system):
+    for part in (datasets, uploads, estimates, jobs, fronts, trials, events, models, attempts, agents, audit, system):
         app.include_router(part.router, dependencies=[Depends(known_query)])
     for page in (pages, sign_in):
         app.include_router(page.router)

@@ -27,6 +27,7 @@ MODULES = {
     "keys": "cli_keys",
     "audit": "cli_keys",
     "tidy": "cli_tidy",
+    "agent": "cli_agent",
     "stage": "cli_serve",
 }
 """Command -> the module whose ``app`` holds it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +31,7 @@ from stillhouse.service.client import Answer, Client
 
 JOB_COLUMNS = ("id", "state", "dataset_name", "trials_ended", "trials_wanted", "best_accuracy", "eta_s")
 MODEL_COLUMNS = ("model", "arch", "image_size", "precision", "macs", "image_bytes", "latency_ms", "accuracy", "split")
+DEVICE_COLUMNS = ("name", "at_hand", "seen", "cpu", "cores", "machine", "runtime")
 DEED_COLUMNS = ("id", "at", "key_id", "method", "path", "status", "request_id")
 
 
@@ -53,6 +55,7 @@ def commands(messages: Messages) -> typer.Typer:
     for name, made in parts.items():
         app.add_typer(made, name=name)
     _add_others(app)
+    _add_system(app)
     return app
 
 
@@ -251,12 +254,21 @@ def _add_others(app: typer.Typer) -> None:
         with server.client() as client:
             server.listed(client.audit(before=before, limit=min(limit, 1000)), DEED_COLUMNS)
 
+
+def _add_system(app: typer.Typer) -> None:
     @app.command()
     def devices(ctx: typer.Context) -> None:
         """Devices that latency and memory are measured on."""
         server: Server = ctx.obj
         with server.client() as client:
-            server.show(client.devices())
+            server.listed((_shown_device(each) for each in client.devices()), DEVICE_COLUMNS)
+
+    @app.command("forget-device")
+    def forget_device(ctx: typer.Context, name: Annotated[str, typer.Argument(help="The device.")]) -> None:
+        """Take a device off the list; what it measured stays."""
+        server: Server = ctx.obj
+        with server.client() as client:
+            client.forget_device(name)
 
     @app.command()
     def catalogue(ctx: typer.Context) -> None:
@@ -300,3 +312,9 @@ def _seen(server: Server, client: Client, job: Answer, *, watch: bool) -> None:
 
 app = typer.Typer()
 app.add_typer(commands(messages), name="client")
+
+
+def _shown_device(device: Answer) -> Answer:
+    """With its host's facts beside its name, and when it last asked for work in words."""
+    seen = device["seen_at"]
+    return {**device, **(device["host"] or {}), "seen": seen and f"{max(0.0, time.time() - seen):.0f} s ago"}

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 import httpx
 
@@ -76,6 +77,10 @@ class Client:
     def devices(self) -> list[Answer]:
         """Devices that latency and memory are measured on."""
         return self._listed("/devices")
+
+    def forget_device(self, name: str) -> None:
+        """Takes a device off the list; one whose agent runs comes back at once."""
+        self._call("DELETE", f"/devices/{quote(name, safe='')}")
 
     def audit(self, *, before: int | None = None, limit: int = 100) -> list[Answer]:
         """What keys have changed, newest first."""

@@ -6,7 +6,7 @@
     OPEN        anybody                                                health, sign-in, styles and scripts
     READ        a key with the scope read                              what looks only, by whatever method
     BY_METHOD   GET, HEAD, OPTIONS: scope read; others: scope write    data sets, jobs, models ...
-    MACHINE     a key with the scope worker; it sees all tenants       metrics
+    MACHINE     a key with the scope worker; it sees all tenants       metrics, agents
     PAGE        as READ; without a key, the sign-in page comes back    the pages
     ATTEMPT     the attempt's own token, nobody else                   what workers send
     (none)      nobody: 401 without a key, 403 with one                a noun that is not in the table
@@ -72,6 +72,7 @@ RULES: Mapping[str, Rule] = {
     "models": Rule.BY_METHOD,
     "pareto": Rule.BY_METHOD,
     "devices": Rule.BY_METHOD,
+    "agents": Rule.MACHINE,
     "attempts": Rule.ATTEMPT,
 }
 """By the address's first part, its noun. A new noun is refused until it is declared here."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.check import check_request
-from stillhouse.search.domain import Deployment, StagePlan, content_key
+from stillhouse.search.domain import LOCAL, Deployment, StagePlan, content_key
 from stillhouse.search.errors import AwayError, DatasetError, InfeasibleError, StillhouseError, UserError
 from stillhouse.search.job import UNMET, DatasetRecord, JobRecord, JobSpec
 from stillhouse.search.pareto import deployment_front
@@ -60,6 +60,11 @@ def run_job(platform: Platform, data: str, spec: JobSpec, *, out: Path, skip_fau
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out must name a folder, but {out} is a file")
+    if spec.budget.device != LOCAL:
+        raise UserError(
+            f"a device such as {spec.budget.device!r} takes its work from a server: start one (stillhouse up), and "
+            "send the job there (stillhouse client jobs create)"
+        )
     check_request(platform.ledger.catalogue() or {}, spec)
     plan = _ingest(platform, data, skip_faults)
     with platform.controller() as controller:

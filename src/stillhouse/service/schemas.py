@@ -51,7 +51,7 @@ _NUMBER: Json = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "
 _SHAPES: Mapping[str, Json] = {
     "max_image_size": {"anyOf": [{"type": "integer"}, {"type": "string", "examples": ["48x64"]}, {"type": "null"}]},
     "min_accuracy": {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, {"type": "null"}]},
-    "device": {"type": "string", "enum": ["local"]},
+    "device": {"type": "string", "examples": ["local"]},
 }
 
 

@@ -171,9 +171,11 @@ class Bench:
             return export_stage.run_measure(spec, onnx, pictures=None, coded={}, labels=None, work=self.work)
         store, size, fit = self._store(), Size.parse(spec["image_size"]), Fit(spec["fit"])
         split, classes, colour = spec["split"], spec["classes"], self._colour
+        timed = self.inputs.get("timed")
         return export_stage.run_measure(
             spec,
             onnx,
+            timed={} if timed is None else timed.metrics,
             pictures=store.array(split, size, fit, classes, colour),
             coded={
                 quality: store.coded(split, size, fit, spec["codec"], quality, classes, colour)

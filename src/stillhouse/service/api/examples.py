@@ -113,8 +113,20 @@ DEVICES: Json = [
         "host": {"cpu": "a CPU", "cores": 8, "machine": "x86_64", "system": "Linux 6.1"},
         "runtime": "onnxruntime 1.22.0 CPUExecutionProvider",
         "threads": 1,
-    }
+        "seen_at": None,
+        "at_hand": True,
+    },
+    {
+        "name": "gate-cam",
+        "measured_at": None,
+        "host": {"cpu": "Cortex-A53", "cores": 4, "machine": "aarch64", "system": "Linux 6.1"},
+        "runtime": "onnxruntime 1.22.0 CPUExecutionProvider",
+        "threads": None,
+        "seen_at": 1790000000.0,
+        "at_hand": True,
+    },
 ]
+WORK: Json = {"attempt": {"id": "att_0123456789ab", "token": "a-secret-of-this-attempt"}, "poll_s": 1.0}
 HEALTH: Json = {"status": "ok", "version": "0.1.0"}
 METRICS: Json = """# HELP stillhouse_jobs Jobs in the ledger by state.
 # TYPE stillhouse_jobs gauge

@@ -92,7 +92,7 @@ def _line(
     trials = ctx.ledger.trials(line.id) if line.counts else []
     stages = _stages(ctx, trials)
     eta_s = ctx.forecast.eta_s(ctx.ledger.job(line.id), trials, stages) if line.state == "running" else None
-    why = _waiting(line, trials, stages, ingest(line.spec["dataset"]), lack)
+    why = _waiting(ctx, line, trials, stages, ingest(line.spec["dataset"]), lack)
     return line_json(line, eta_s=eta_s, waiting=why)
 
 
@@ -143,11 +143,12 @@ def _shown(ctx: Context, job: JobRecord) -> dict[str, Json]:
     dataset = ctx.ledger.dataset(job.spec.dataset)
     stages = _stages(ctx, trials)
     eta_s = ctx.forecast.eta_s(job, trials, stages)
-    why = _waiting(job, trials, stages, _ingest(ctx, dataset.id), lack_of_room(ctx.settings))
+    why = _waiting(ctx, job, trials, stages, _ingest(ctx, dataset.id), lack_of_room(ctx.settings))
     return job_json(job, trials, stages, dataset_name=dataset.name, eta_s=eta_s, waiting=why)
 
 
 def _waiting(
+    ctx: Context,
     job: JobRecord | JobLine,
     trials: Sequence[TrialRecord],
     stages: Mapping[str, StageRecord],
@@ -155,7 +156,7 @@ def _waiting(
     lack: str | None,
 ) -> str | None:
     live = {key: stages[key] for trial in trials if trial.at_work for key in trial.stages if key in stages}
-    return waiting(job, {**live, **ingest}.values(), lack=lack, now=time.time())
+    return waiting(job, {**live, **ingest}.values(), lack=lack, devices=ctx.ledger.devices, now=time.time())
 
 
 def _ingest(ctx: Context, dataset: str) -> Mapping[str, StageRecord]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import structlog
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from stillhouse import __version__
-from stillhouse.search.domain import Json
+from stillhouse.search.devices import DeviceRecord
+from stillhouse.search.domain import LOCAL, Json
+from stillhouse.search.errors import NotFoundError
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Ctx
 from stillhouse.service.metrics import MEDIA_TYPE, exposition
@@ -65,10 +69,24 @@ def get_metrics(ctx: Ctx) -> Response:
 
 @router.get("/devices", responses=examples.given(examples.DEVICES))
 def list_devices(ctx: Ctx) -> list[dict[str, Json]]:
-    """Devices that latency and memory can be measured on, with the host's facts as last measured."""
+    """Devices that latency and memory can be measured on.
+
+    ``local`` is the machine that stages run on, with the host's facts as last measured. The others announced themselves
+    (``stillhouse agent``); ``at_hand`` tells whether one asked for work lately.
+    """
     at, metrics = ctx.ledger.last_host() or (None, {})
     facts = {name: metrics.get(name) for name in ("host", "runtime", "threads")}
-    return [{"name": "local", "measured_at": at, **facts}]
+    here = {"name": LOCAL, "measured_at": at, **facts, "seen_at": None, "at_hand": True}
+    now = time.time()
+    return [here, *(_device(device, now) for device in ctx.ledger.devices())]
+
+
+@router.delete("/devices/{device}", status_code=204, responses=documented(404, 422))
+def forget_device(device: str, ctx: Ctx) -> Response:
+    """Forgets a device; what it measured stays. One whose agent runs announces itself again at once."""
+    if not ctx.ledger.forget_device(device):
+        raise NotFoundError(f"no device {device[:64]!r}; GET /devices lists them")
+    return Response(status_code=204)
 
 
 @router.get("/catalogue", responses={**examples.given(examples.CATALOGUE), **documented(503)})
@@ -79,6 +97,11 @@ def catalogue(ctx: Ctx) -> dict[str, Json]:
     ``excluded`` names networks that are no candidates, or not in these stems, and why.
     """
     return dict(ctx.catalogue())
+
+
+def _device(device: DeviceRecord, now: float) -> dict[str, Json]:
+    known = {"name": device.name, "measured_at": None, "host": dict(device.host), "runtime": device.runtime}
+    return {**known, "threads": None, "seen_at": device.seen_at, "at_hand": device.at_hand(now)}
 
 
 def _gone(error: Exception) -> HTTPException:

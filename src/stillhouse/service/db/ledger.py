@@ -39,15 +39,14 @@ from stillhouse.service.db.records import (
 )
 from stillhouse.service.db.sessions import Sessions, insert_new, lock_key, rows_changed
 from stillhouse.service.db.sql_lists import ListTables
+from stillhouse.service.db.sql_offers import OfferTables
 from stillhouse.service.db.sql_unused import UnusedTables
-from stillhouse.service.db.tables import CatalogueRow, DatasetRow, DeploymentRow, EventRow, JobRow, TrialRow
+from stillhouse.service.db.tables import DatasetRow, DeploymentRow, EventRow, JobRow, TrialRow
 from stillhouse.service.db.totals import SqlTotals
 from stillhouse.service.db.work import WorkTables
 
-_CATALOGUE_ID = 1
 
-
-class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
+class SqlLedger(WorkTables, OfferTables, ListTables, UnusedTables, SqlTotals, Lists):
     """A ``Ledger`` in a database that ``migrate.upgrade`` has brought up to date.
 
     One instance serves any number of threads, and goes on working in a forked child.
@@ -227,7 +226,7 @@ class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
             row.details = row.details | added
             return True
 
-    # ---------------------------------------------------------------------- events and catalogue
+    # ------------------------------------------------------------------------------------ events
 
     def emit(self, job_id: str, kind: str, data: Mapping[str, Json]) -> None:
         """Appends an event; NotFoundError without its job."""
@@ -241,19 +240,6 @@ class SqlLedger(WorkTables, ListTables, UnusedTables, SqlTotals, Lists):
         query = select(EventRow).where(EventRow.job_id == job_id, EventRow.id > after).order_by(EventRow.id)
         with self._sessions.read() as session:
             return [event_record(row) for row in session.scalars(query)]
-
-    def publish_catalogue(self, data: Mapping[str, Json]) -> None:
-        """Replaces the catalogue."""
-        values = {"data": as_json(dict(data)), "published_at": time.time()}
-        with self._sessions.write() as session:
-            if not insert_new(session, CatalogueRow, values | {"id": _CATALOGUE_ID}):
-                session.execute(update(CatalogueRow).where(CatalogueRow.id == _CATALOGUE_ID).values(**values))
-
-    def catalogue(self) -> Mapping[str, Json] | None:
-        """The catalogue last published."""
-        with self._sessions.read() as session:
-            row = session.get(CatalogueRow, _CATALOGUE_ID)
-            return None if row is None else row.data
 
 
 def _check_live_jobs(session: Session, owner: Owner) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stillhouse.search.domain import Deployment, Json
+from stillhouse.search.domain import Deployment, Json, StageKind, StagePlan
 from stillhouse.search.errors import UserError
 from stillhouse.search.job import TrialRecord
 from stillhouse.search.ports import Ledger
@@ -112,7 +112,7 @@ class Lists(Ledger, Protocol):
         """Equal while no job came, went or told of anything; one that two writers race past may be missed."""
 
     def last_host(self) -> tuple[float, Mapping[str, Json]] | None:
-        """When latency was last measured (Unix seconds), and the figures of that measurement."""
+        """When latency was last measured here (Unix seconds), and the figures of that measurement."""
 
     def totals(self) -> Totals:
         """How much there is of everything, of all tenants."""
@@ -132,6 +132,11 @@ class Lists(Ledger, Protocol):
             NotFoundError: No such data set.
             ConflictError: It is being read, or has jobs.
         """
+
+
+def timed_here(plan: StagePlan) -> bool:
+    """True for a stage that measured latency on this machine."""
+    return plan.kind is StageKind.MEASURE and plan.spec.get("latency", False) and plan.device is None
 
 
 def not_ended(job_id: str, state: str) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from stillhouse.search.devices import DeviceRecord
 from stillhouse.search.domain import Deployment, Json, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import StageError
 from stillhouse.search.job import AttemptRecord, DatasetRecord, Event, JobRecord, StageRecord, TrialRecord
@@ -24,6 +25,7 @@ from stillhouse.service.db.lists import Lists
 from stillhouse.service.db.memory_jobs import MemoryJobs
 from stillhouse.service.db.memory_lists import MemoryLists
 from stillhouse.service.db.memory_models import MemoryModels
+from stillhouse.service.db.memory_offers import MemoryOffers
 from stillhouse.service.db.memory_tables import asked_for
 from stillhouse.service.db.memory_unused import MemoryUnused
 from stillhouse.service.db.records import (
@@ -37,7 +39,7 @@ from stillhouse.service.db.records import (
 from stillhouse.service.db.totals import MemoryTotals
 
 
-class MemoryLedger(MemoryJobs, MemoryModels, MemoryLists, MemoryUnused, MemoryTotals, Lists):
+class MemoryLedger(MemoryOffers, MemoryJobs, MemoryModels, MemoryLists, MemoryUnused, MemoryTotals, Lists):
     """A ``Ledger`` that lives and dies with its process; safe from several threads."""
 
     def __init__(self) -> None:
@@ -55,6 +57,7 @@ class MemoryLedger(MemoryJobs, MemoryModels, MemoryLists, MemoryUnused, MemoryTo
         self._deployments: dict[str, Deployment] = {}
         self._events: list[Event] = []
         self._catalogue: Mapping[str, Json] | None = None
+        self._devices: dict[str, DeviceRecord] = {}
 
     # --------------------------------------------------------------------------------- data sets
 
@@ -243,19 +246,6 @@ class MemoryLedger(MemoryJobs, MemoryModels, MemoryLists, MemoryUnused, MemoryTo
             return None
         self._attempts[attempt_id] = replace(attempt, state=state, ended_at=time.time())
         return self._stages[attempt.stage_key]
-
-    # ---------------------------------------------------------------------------------- catalogue
-
-    def publish_catalogue(self, data: Mapping[str, Json]) -> None:
-        """Replaces the catalogue."""
-        kept = as_json(dict(data))
-        with self._lock:
-            self._catalogue = kept
-
-    def catalogue(self) -> Mapping[str, Json] | None:
-        """The catalogue last published."""
-        with self._lock:
-            return copy.deepcopy(self._catalogue)
 
 
 def _given(stage: StageRecord) -> StageRecord:

@@ -6,10 +6,10 @@ import copy
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from stillhouse.search.domain import Deployment, Json, StageKind
+from stillhouse.search.domain import Deployment, Json
 from stillhouse.search.errors import ConflictError
 from stillhouse.search.job import JobRecord, TrialRecord
-from stillhouse.service.db.lists import JobFilter, JobLine, Mark, ModelFilter, Place, in_use, not_ended
+from stillhouse.service.db.lists import JobFilter, JobLine, Mark, ModelFilter, Place, in_use, not_ended, timed_here
 from stillhouse.service.db.memory_tables import MemoryTables
 from stillhouse.service.db.records import JOB_ENDS, not_found
 
@@ -92,7 +92,7 @@ class MemoryLists(MemoryTables):
             done = [attempt for attempt in self._attempts.values() if attempt.state == "done"]
             for attempt in sorted(done, key=lambda each: each.ended_at or 0.0, reverse=True):
                 stage = self._stages[attempt.stage_key]
-                if stage.plan.kind is StageKind.MEASURE and stage.result and stage.result.metrics.get("host"):
+                if timed_here(stage.plan) and stage.result and stage.result.metrics.get("host"):
                     return attempt.ended_at or 0.0, copy.deepcopy(stage.result.metrics)
         return None
 

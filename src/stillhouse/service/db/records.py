@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Text, cast, select
 
+from stillhouse.search.devices import DeviceRecord
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json, StagePlan, StageResult, content_key
 from stillhouse.search.errors import NotFoundError, StageError
 from stillhouse.search.job import (
@@ -23,7 +24,16 @@ from stillhouse.search.job import (
     TrialRecord,
 )
 from stillhouse.search.wanted import Asker
-from stillhouse.service.db.tables import AttemptRow, DatasetRow, DeploymentRow, EventRow, JobRow, StageRow, TrialRow
+from stillhouse.service.db.tables import (
+    AttemptRow,
+    DatasetRow,
+    DeploymentRow,
+    DeviceRow,
+    EventRow,
+    JobRow,
+    StageRow,
+    TrialRow,
+)
 
 _TEXTS = 16_384
 """Texts of each kind that are kept parsed."""
@@ -251,6 +261,17 @@ def deployment_record(row: DeploymentRow) -> Deployment:
         test=Accuracy(row.test_correct or 0, row.test_total or 1) if read else None,
         details=row.details,
     )
+
+
+def device_record(row: DeviceRow) -> DeviceRecord:
+    """From its row."""
+    return DeviceRecord(row.name, row.runtime, row.measure, row.host, row.seen_at)
+
+
+def with_devices(catalogue: Mapping[str, Json], devices: Iterable[DeviceRecord]) -> Mapping[str, Json]:
+    """A catalogue that also names the devices, where there are any."""
+    codes = {device.name: device.code for device in devices}
+    return {**catalogue, "devices": codes} if codes else catalogue
 
 
 def event_record(row: EventRow) -> Event:

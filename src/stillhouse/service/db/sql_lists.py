@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import String, bindparam, delete, exists, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from stillhouse.search.domain import Deployment, Json, StageKind
+from stillhouse.search.domain import Deployment, Json, StageKind, StagePlan
 from stillhouse.search.errors import ConflictError
 from stillhouse.search.job import TrialRecord
-from stillhouse.service.db.lists import JobFilter, JobLine, Mark, ModelFilter, Place, in_use, not_ended
+from stillhouse.service.db.lists import JobFilter, JobLine, Mark, ModelFilter, Place, in_use, not_ended, timed_here
 from stillhouse.service.db.records import JOB_ENDS, deployment_record, not_found, trial_record
 from stillhouse.service.db.sessions import Sessions
 from stillhouse.service.db.tables import (
@@ -111,11 +111,12 @@ class ListTables:
     def last_host(self) -> tuple[float, Mapping[str, Json]] | None:
         """The last measurement of latency."""
         did = (AttemptRow.stage_key == StageRow.key) & (AttemptRow.state == "done")
-        query = select(AttemptRow.ended_at, StageRow.result).join(AttemptRow, did)
+        query = select(AttemptRow.ended_at, StageRow.result, StageRow.plan).join(AttemptRow, did)
         query = query.where(StageRow.kind == str(StageKind.MEASURE), StageRow.state == "done")
         with self._sessions.read() as session:
             rows = session.execute(query.order_by(AttemptRow.ended_at.desc()).limit(_LOOKED_THROUGH)).all()
-        found = ((at, result["metrics"]) for at, result in rows if at is not None and result is not None)
+        here = ((at, result) for at, result, plan in rows if timed_here(StagePlan.from_json(plan)))
+        found = ((at, result["metrics"]) for at, result in here if at is not None and result is not None)
         return next(((at, metrics) for at, metrics in found if metrics.get("host")), None)
 
     def delete_job(self, job_id: str) -> None:

@@ -4,7 +4,8 @@
 
     stages <-- datasets <-- jobs <-- trials
        ^                     ^---- deployments
-       +---- attempts        +---- events            catalogue (one row), identity (one row), keys, audit
+       +---- attempts        +---- events            catalogue (one row), identity (one row),
+                                                      devices, keys, audit
 
 Data sets and jobs belong to a tenant, and what hangs on a job with it; stages are shared by content.
 
@@ -208,6 +209,18 @@ class CatalogueRow(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     data: Mapped[dict[str, Json]]
     published_at: Mapped[float]
+
+
+class DeviceRow(Base):
+    """A device that measures, as it last announced itself."""
+
+    __tablename__ = "devices"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    runtime: Mapped[str] = mapped_column(Text)
+    measure: Mapped[str] = mapped_column(String(64))
+    host: Mapped[dict[str, Json]]
+    seen_at: Mapped[float]
 
 
 class IdentityRow(Base):

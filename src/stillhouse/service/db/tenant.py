@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
+from stillhouse.search.devices import DeviceRecord
 from stillhouse.search.domain import Cost, Deployment, Json, StageKind, StagePlan
 from stillhouse.search.errors import NotFoundError
 from stillhouse.search.job import AttemptRecord, DatasetRecord, Event, JobRecord, JobSpec, StageRecord, TrialRecord
@@ -161,6 +162,14 @@ class TenantLedger:
         self.job(job_id)
         return self._all.events(job_id, after=after)
 
+    def devices(self) -> list[DeviceRecord]:
+        """All: devices serve everybody."""
+        return self._all.devices()
+
+    def forget_device(self, name: str) -> bool:
+        """Any: one that is there announces itself again."""
+        return self._all.forget_device(name)
+
     def catalogue(self) -> Mapping[str, Json] | None:
         """The same for all."""
         return self._all.catalogue()
@@ -225,3 +234,4 @@ class TenantLedger:
     add_deployment = _refused
     set_test = _refused
     publish_catalogue = _refused
+    see_device = _refused

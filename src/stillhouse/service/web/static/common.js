@@ -93,5 +93,6 @@ export function limit(name, value) {
 
 export function budget(limits) {
   const parts = Object.entries(limits).filter(([name]) => name !== "device").map(([name, value]) => limit(name, value));
+  if (limits.device && limits.device !== "local") parts.push(`on ${limits.device}`);
   return parts.map((part) => part.replaceAll(" ", "\u00a0")).join(", ") || "no limit";
 }

@@ -13,7 +13,7 @@ const submit = document.getElementById("submit");
 const failure = document.getElementById("failure");
 const count = document.getElementById("count");
 const rest = document.getElementById("estimate-rest");
-const OTHER_WORDS = ["max_flops", "max_kbit_per_s", "frames_per_s", "device"];  // for limits that have a field, or no choice
+const OTHER_WORDS = ["max_flops", "max_kbit_per_s", "frames_per_s"];  // for limits that have a field
 const wrong = element("small", "", { id: "wrong", class: "upset" });
 let key = newKey();
 let budget = [];
@@ -101,8 +101,11 @@ async function start(event) {
 }
 
 function build(schemas, catalogue) {
-  const limits = Object.entries(schemas.Limits.properties).filter(([name]) => !OTHER_WORDS.includes(name));
-  budget = limits.map(([name, schema]) => limitField(name, schema.description));
+  const { device, ...limits } = schemas.Limits.properties;
+  const own = Object.entries(limits).filter(([name]) => !OTHER_WORDS.includes(name));
+  budget = own.map(([name, schema]) => limitField(name, schema.description));
+  const devices = [device.default, ...Object.keys(catalogue.devices ?? {}).sort()];
+  budget.push(fieldOf("device", device, { schemas, choices: { device: devices }, suggestions: {} }));
   document.getElementById("budget").append(...budget.map((made) => made.node));
   const methods = catalogue.methods ?? {};
   const pretrained = Object.values(catalogue.weights ?? {}).flat();
