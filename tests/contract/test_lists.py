@@ -63,6 +63,25 @@ def test_a_job_s_line_counts_its_trials(ledger: Lists) -> None:
     assert second.started_at is not None
 
 
+def test_the_line_of_a_job_that_ended_follows_it_when_it_goes_on(ledger: Lists) -> None:
+    job = new_job(ledger, new_dataset(ledger), "running")
+    ledger.add_trial(job, 0, CANDIDATE, Cost())
+    ledger.move_job(job, expect=("running",), to="cancelled")
+    for _ in range(2):
+        (line,) = ledger.job_lines(JobFilter(), limit=9)
+        assert (line.state, dict(line.counts)) == ("cancelled", {"stopped": 1})
+    ledger.move_job(job, expect=("cancelled",), to="queued")
+    ledger.move_job(job, expect=("queued",), to="running")
+    (line,) = ledger.job_lines(JobFilter(), limit=9)
+    assert (line.state, dict(line.counts)) == ("running", {"costing": 1})
+    ledger.add_trial(job, 1, CANDIDATE, Cost())
+    ledger.move_job(job, expect=("running",), to="failed", reason="no more")
+    (line,) = ledger.job_lines(JobFilter(), limit=9)
+    assert (line.state, line.reason, dict(line.counts)) == ("failed", "no more", {"stopped": 2})
+    ledger.delete_job(job)
+    assert ledger.job_lines(JobFilter(), limit=9) == []
+
+
 def test_jobs_are_filtered(ledger: Lists) -> None:
     birds, flowers = new_dataset(ledger, "birds"), new_dataset(ledger, "flowers")
     one, two, three = new_job(ledger, birds), new_job(ledger, birds, "cancelled"), new_job(ledger, flowers, "failed")

@@ -61,6 +61,7 @@ class SqlLedger(WorkTables, OfferTables, ListTables, UnusedTables, SqlTotals, Li
     def __init__(self, url: str) -> None:
         self._sessions = Sessions(url)
         self.accounts: Accounts = SqlAccounts(self._sessions)
+        self._ended = {}
 
     def close(self) -> None:
         """Closes the database connections; a later call opens new ones."""

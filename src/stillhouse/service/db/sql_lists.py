@@ -27,6 +27,9 @@ from stillhouse.service.db.tables import (
 _LOOKED_THROUGH = 50
 """Measurements that are looked through for one of latency; those of the test split have none."""
 
+_MOST_ENDED = 2000
+"""Lines that are remembered: some 6 MB."""
+
 _LAST = select(func.max(EventRow.id)).where(EventRow.job_id == JobRow.id).correlate(JobRow).scalar_subquery()
 _JOB_MARKS = select(JobRow.id, JobRow.state, func.coalesce(_LAST, 0), JobRow.finished_at).where(
     JobRow.id.in_(bindparam("jobs", type_=String(), expanding=True))
@@ -41,12 +44,12 @@ class ListTables:
     """Lists and deletion; see ``stillhouse.service.db.lists.Lists`` for what each method promises."""
 
     _sessions: Sessions
+    _ended: dict[tuple[Any, ...], JobLine]
+    """Lines of jobs that have ended, by what their rows say of it: most of a list is of them, and they are costly."""
 
     def job_lines(self, wanted: JobFilter, *, limit: int, after: Place | None = None) -> list[JobLine]:
         """Jobs, newest first."""
-        columns = (JobRow.id, JobRow.state, JobRow.reason, DatasetRow.name, JobRow.spec)
-        times = (JobRow.created_at, JobRow.started_at, JobRow.finished_at)
-        query: Any = select(*columns, *times).join(DatasetRow, DatasetRow.id == JobRow.dataset_id)
+        query: Any = select(JobRow.id, JobRow.state, JobRow.reason, JobRow.finished_at)
         if wanted.tenant is not None:
             query = query.where(JobRow.tenant == wanted.tenant)
         if wanted.states:
@@ -57,9 +60,27 @@ class ListTables:
             query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(after.at, after.id))
         query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
         with self._sessions.read() as session:
-            rows = session.execute(query).all()
-            counts, best = _counted(session, [row.id for row in rows])
-        return [_line(row, counts.get(row.id, {}), best.get(row.id)) for row in rows]
+            rows = [tuple(row) for row in session.execute(query)]
+            known = {row[0]: self._ended[row] for row in rows if row in self._ended}
+            known |= self._read_lines(session, [row[0] for row in rows if row[0] not in known])
+        return [known[row[0]] for row in rows if row[0] in known]  # one may have been deleted since
+
+    def _read_lines(self, session: Session, job_ids: list[str]) -> dict[str, JobLine]:
+        """By id. Of a job that has ended, nothing changes until it is set going again, which shows in its row."""
+        if not job_ids:
+            return {}
+        columns = (JobRow.id, JobRow.state, JobRow.reason, DatasetRow.name, JobRow.spec)
+        times = (JobRow.created_at, JobRow.started_at, JobRow.finished_at)
+        query = select(*columns, *times).join(DatasetRow, DatasetRow.id == JobRow.dataset_id)
+        rows = session.execute(query.where(JobRow.id.in_(job_ids))).all()
+        counts, best = _counted(session, [row.id for row in rows])
+        lines = {row.id: _line(row, counts.get(row.id, {}), best.get(row.id)) for row in rows}
+        for line in lines.values():
+            if line.state in JOB_ENDS:
+                if len(self._ended) >= _MOST_ENDED:
+                    self._ended.clear()
+                self._ended[line.id, line.state, line.reason, line.finished_at] = line
+        return lines
 
     def model_page(
         self, wanted: ModelFilter, *, limit: int, after: Place | None = None
