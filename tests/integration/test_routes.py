@@ -258,7 +258,9 @@ def test_a_bundle_runs_by_itself(served: Served, tmp_path: Path) -> None:
     assert (inputs.shape, inputs.dtype, outputs.shape) == ((4, 8, 8, 3), np.uint8, (4, 3))
     session = onnxruntime.InferenceSession((folder / "model.onnx").read_bytes(), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"pictures": inputs})[0], outputs, rtol=1e-6)
-    assert "Tells 3 classes apart" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "Tells 3 classes apart" in card
+    assert "those of the machine that measured them; measure again on yours" in card
     Image.new("RGB", (20, 20), (250, 5, 5)).save(tmp_path / "red.png")
     told = subprocess.run(
         [sys.executable, folder / "example.py", tmp_path / "red.png"], capture_output=True, text=True, check=True

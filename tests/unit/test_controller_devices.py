@@ -83,6 +83,7 @@ def test_costs_and_files_are_timed_by_the_device_and_by_nobody_else() -> None:
         assert model.cost.latency_ms == LATENCY_MS
         assert model.onnx_sha256 in {plan.key for plan in engine.done if plan.kind is StageKind.EXPORT}
         assert model.validation.total == 12
+        assert model.details["measured"]["device"] == NAME
 
 
 def _exports(done: list[StagePlan]) -> tuple[set[str], set[str]]:

@@ -52,7 +52,12 @@ def deployment(number, correct, *, test=None, image="64", network="128", details
 DETAILS = {
     "method": "tas",
     "seed": 3,
-    "measured": {"threads": 2},
+    "measured": {
+        "device": "gate-cam",
+        "threads": 2,
+        "runtime": "onnxruntime 1.22.0",
+        "host": {"cpu": "Cortex-A53"},
+    },
     "picture": {"codec": "jpeg", "quality": 90},
     "coded": {"correct": 150, "total": 200},
     "coded_val": {"correct": 70, "total": 100},
@@ -78,6 +83,11 @@ def test_entry_of_a_tested_model():
     assert entry["baselines"]["no_teacher"]["accuracy"] == 0.6
     assert (entry["variant"], entry["note"]) == ("distilled", None)
     assert (entry["method"], entry["seed"], entry["latency_threads"]) == ("tas", 3, 2)
+    assert {name: entry[f"latency_{name}"] for name in ("device", "cpu", "runtime")} == {
+        "device": "gate-cam",
+        "cpu": "Cortex-A53",
+        "runtime": "onnxruntime 1.22.0",
+    }
     assert (entry["file"], entry["preprocess"]) == ("a.onnx", {"fit": "squash"})
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry
 

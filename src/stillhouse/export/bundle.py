@@ -91,6 +91,14 @@ def _json(value: Mapping[str, Json]) -> bytes:
     return (json.dumps(dict(value), indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
+def _where(card: Mapping[str, Json]) -> str:
+    told = [card.get("latency_device") or "", card.get("latency_cpu") or "", card.get("latency_runtime") or ""]
+    threads = card.get("latency_threads")
+    told += [] if threads is None else [f"{threads} {'thread' if threads == 1 else 'threads'}"]
+    where = f" ({', '.join(filter(None, told))})" if any(told) else ""
+    return f"Latency and memory are those of the machine that measured them{where}; measure again on yours."
+
+
 def _card(parts: Parts, *, golden: bool) -> str:
     card = parts.card
     interval = f"95 % interval {card['accuracy_low']:.3f} to {card['accuracy_high']:.3f}"
@@ -110,7 +118,7 @@ def _card(parts: Parts, *, golden: bool) -> str:
     lines += [f"| {words} | {card[name]:,} |" for name, words in _FIGURES if card.get(name) is not None]
     lines += [
         "",
-        "Latency and memory are those of the machine that measured them; measure again on yours.",
+        _where(card),
         "",
         "## Before the graph",
         "",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from stillhouse.search.domain import Json, content_key
 from stillhouse.search.errors import UserError
 
-AT_HAND_S = 30.0
+AT_HAND_S = 15.0
 """A device that asked for work within so many seconds is there."""
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")

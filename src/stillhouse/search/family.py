@@ -119,7 +119,10 @@ def _deployment(
             "method": job.spec.method,
             "variant": variant_of(job.spec.method),
             "seed": job.spec.seed,
-            "measured": {n: measure.metrics.get(n) for n in ("threads", "runs", "runtime", "host")},
+            "measured": {
+                "device": job.spec.budget.device,
+                **{name: measure.metrics.get(name) for name in ("threads", "runs", "runtime", "host")},
+            },
             "parity": export.metrics.get("parity"),
             "left_out": dict(left_out),
             **picture_details(measure.metrics, picture, "coded" if job.spec.sends else "plain"),

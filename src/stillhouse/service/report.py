@@ -132,10 +132,17 @@ def front_entry(deployment: Deployment, *, file: str | None) -> dict[str, Json]:
         "left_out": dict(left_out(deployment)),
         "method": details.get("method"),
         "seed": details.get("seed"),
-        "latency_threads": (details.get("measured") or {}).get("threads"),
+        **_measured_on(details.get("measured") or {}),
         "preprocess": dict(deployment.preprocess),
         "file": file,
     }
+
+
+def _measured_on(measured: Mapping[str, Json]) -> dict[str, Json]:
+    """What a latency is worth nothing without."""
+    cpu = (measured.get("host") or {}).get("cpu")
+    told = {name: measured.get(name) for name in ("device", "threads", "runtime")} | {"cpu": cpu}
+    return {f"latency_{name}": value for name, value in told.items()}
 
 
 def write_front(

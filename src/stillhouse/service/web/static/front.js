@@ -71,6 +71,8 @@ function addRow(body, entry, front, byId) {
   cell(row, fixed(entry.macs / 1e6, 1), { number: true });
   cell(row, fixed(entry.image_bytes, 0), { number: true });
   const latency = element("span", fixed(entry.latency_ms, 2));
+  const where = [entry.latency_device, entry.latency_cpu, entry.latency_runtime].filter(Boolean);
+  if (where.length > 0) latency.title = `${where.join(", ")}; threads: ${entry.latency_threads ?? "unknown"}`;
   latency.append(" ", element("small", `(${fixed(entry.latency_p95_ms, 2)})`, { class: "interval" }));
   cell(row, latency, { number: true });
   cell(row, fixed(entry.model_bytes / 1e3, 0), { number: true });
