@@ -15,6 +15,7 @@ from stillhouse.search.devices import DeviceRecord
 from stillhouse.search.domain import Budget, StageKind, StagePlan, StageResult
 from stillhouse.search.job import UNMET, AttemptRecord
 from stillhouse.service.db.memory import MemoryLedger
+from stillhouse.service.waiting import waiting
 
 NAME = "gate-cam"
 CAM = DeviceRecord(NAME, "onnxruntime 1.22.0", "d1", {"cpu": "Cortex-A53", "cores": 4, "machine": "aarch64"})
@@ -108,6 +109,9 @@ def test_a_job_waits_for_a_device_that_is_away(monkeypatch: pytest.MonkeyPatch) 
         controller.step()
     assert cam.opened() == []
     assert ledger.job(job.id).state == "running"
+    due = ledger.stages(ledger.trials(job.id)[0].stages).values()
+    why = waiting(ledger.job(job.id), due, lack=None, now=time.time() + 60, devices=ledger.devices)
+    assert (why or "").startswith("device gate-cam has not asked for work for ")
     monkeypatch.undo()
     assert drive(controller, cam, job.id) == "done"
 

@@ -290,8 +290,11 @@ class JobStep:
             self._train(trial, trial.cost)
             return
         costs: list[Cost] = []
-        missing = ""
-        for precision, plans in self._plans(trial).items():
+        missing, chains = "", self._plans(trial)
+        keys = _keys(chains)
+        if trial.stages != keys and not self._move(trial, "costing", stages=keys):
+            return  # its job has just ended
+        for precision, plans in chains.items():
             stages = self._want(plans, trial.number)
             if (failed := failed_stage(stages)) is not None:
                 if precision == PRECISIONS[0]:
@@ -327,8 +330,7 @@ class JobStep:
     def _train(self, trial: TrialRecord, cost: Cost) -> bool:
         """Sends a trial on to its next rung; False when its job has just ended."""
         chains = self._desk.stages(trial.candidate, self._level(trial))
-        keys = tuple(plan.key for plan in unique([plan for chain in chains.values() for plan in chain]))
-        moved = self._move(trial, "training", cost=cost, stages=keys)
+        moved = self._move(trial, "training", cost=cost, stages=_keys(chains))
         if moved:
             self._want(chains[PRECISIONS[0]], trial.number)
         return moved
@@ -379,3 +381,8 @@ def _beyond(candidate: Candidate, bad: Candidate) -> bool:
     """
     same = candidate.arch == bad.arch and candidate.stem == bad.stem
     return same and candidate.network_size.pixels >= bad.network_size.pixels
+
+
+def _keys(chains: Mapping[str, Sequence[StagePlan]]) -> tuple[str, ...]:
+    """Of all stages of a phase, each once."""
+    return tuple(plan.key for plan in unique([plan for chain in chains.values() for plan in chain]))
