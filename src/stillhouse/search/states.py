@@ -32,6 +32,8 @@ r"""The states of everything the ledger keeps, and the only moves between them.
 pending and is tried again after a pause; only a stage that loses ``max_attempts`` in a row fails. Every move is one
 compare-and-set in the ledger; what is not drawn here is a fault of ours, and refused.
 
+A trial that is costed or trained may be moved to where it is, when its stages or its epochs are told.
+
 A job takes its trials with it when it fails, is cancelled or is tried again (``with_job``): in a job that has ended no
 trial is at work, and none moves.
 """
@@ -57,7 +59,7 @@ JOB: Moves = {
     "cancelled": frozenset({"queued"}),
 }
 TRIAL: Moves = {
-    "costing": frozenset({"training", "infeasible", "failed", "stopped"}),
+    "costing": frozenset({"costing", "training", "infeasible", "failed", "stopped"}),
     "training": frozenset({"training", "paused", "done", "failed", "stopped"}),
     "paused": frozenset({"training", "failed", "stopped"}),
     "done": frozenset(),
