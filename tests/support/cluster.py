@@ -89,6 +89,7 @@ class Cluster:
             "STILLHOUSE_HOME": str(self.folder / f"home-{name}"),  # each has a disk of its own
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         }
+        environment.pop("CUDA_VISIBLE_DEVICES", None)  # a test may hide all GPUs, and then a node may declare none
         resources = [f"--num-gpus={NODE_GPUS}", f"--num-cpus={NODE_CPUS}", "--object-store-memory=80000000"]
         agent = f"--dashboard-agent-listen-port={free_port()}"
         command = [str(program()), "start", "--block", "--disable-usage-stats", agent, *resources, *options]
