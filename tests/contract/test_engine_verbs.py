@@ -1,4 +1,7 @@
-"""What ``stillhouse.search.ports.Engine`` promises of any engine: local processes, and a real Ray cluster."""
+"""What ``stillhouse.search.ports.Engine`` promises of any engine.
+
+Local processes, a real Ray cluster, and the engine within the process that tests of the controller rest on.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from cluster import TOKEN, Cluster, until
+from instant import InstantEngine
+from stillhouse.search.domain import StageKind, StagePlan, StageResult
 from stillhouse.search.errors import StillhouseError
 from stillhouse.search.job import AttemptRecord
 from stillhouse.search.ports import Engine
+from stillhouse.service.db.memory import MemoryLedger
 from stillhouse.service.engine.local import LocalEngine
 from stillhouse.service.engine.ray import RayEngine
 
@@ -44,10 +50,34 @@ if __name__ == "__main__":  # called by Ray as: stage run ATTEMPT --url HOME#FUN
 """
 
 Make = Callable[[str], Engine]
+Attempt = Callable[..., AttemptRecord]
+of_processes = pytest.mark.parametrize("make", ["local", "ray"], indirect=True)
+"""For what only an engine with processes of its own can show."""
 
 
-@pytest.fixture(params=["local", "ray"])
-def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+@pytest.fixture
+def known() -> MemoryLedger:
+    """What the engine within the process reads; the others' probes read none."""
+    return MemoryLedger()
+
+
+@pytest.fixture
+def attempt(known: MemoryLedger) -> Attempt:
+    """Makes attempts with ids that no cluster has seen."""
+
+    def opened(threads: int = 1) -> AttemptRecord:
+        stage = known.ensure_stage(StagePlan(StageKind.TEACHER, {"name": os.urandom(6).hex()}))
+        one = known.open_attempt(stage.key, lease_s=600, threads=threads)
+        assert one is not None
+        return one
+
+    return opened
+
+
+@pytest.fixture(params=["local", "ray", "instant"])
+def make(
+    request: pytest.FixtureRequest, known: MemoryLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Make]:
     """Makes an engine with two free slots whose attempts run a function of the probe."""
     probe = tmp_path / "verbs_probe.py"
     probe.write_text(PROBE)
@@ -64,8 +94,13 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         command = f"{sys.executable} {probe}"
         return RayEngine(cluster.url, f"{tmp_path}#{function}", token=TOKEN, command=command)
 
+    def instant(function: str) -> Engine:
+        engine = InstantEngine(known, within(known, tmp_path, function))
+        engine.slots, engine.keeps_running = 2, function == "family"
+        return engine
+
     def start(function: str) -> Engine:
-        engine = {"local": local, "ray": ray}[request.param](function)
+        engine = {"local": local, "ray": ray, "instant": instant}[request.param](function)
         engines.append(engine)
         until(lambda: engine.capacity() == 2, "the slots of the test before were not freed")
         return engine
@@ -78,9 +113,17 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         engine.close()
 
 
-def attempt(threads: int = 1) -> AttemptRecord:
-    """An attempt with an id that no cluster has seen."""
-    return AttemptRecord(f"att_{os.urandom(6).hex()}", "0" * 64, "token", "open", 0.0, threads)
+def within(known: MemoryLedger, home: Path, function: str) -> Callable[[StagePlan], StageResult | None]:
+    """The probe's functions as the engine within the process calls them."""
+
+    def work(plan: StagePlan) -> StageResult | None:
+        (one,) = known.attempts(plan.key)
+        (home / one.id).write_text({"tell": str(one.threads), "crash": "", "family": str(os.getpid())}[function])
+        if function == "crash":
+            raise ValueError("the probe crashes")
+        return None if function == "family" else StageResult()
+
+    return work
 
 
 def noted(home: Path, name: str) -> str:
@@ -96,16 +139,17 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("function", ["tell", "crash"])
-def test_an_attempt_runs_and_is_seen_to_end(make: Make, tmp_path: Path, function: str) -> None:
+def test_an_attempt_runs_and_is_seen_to_end(make: Make, attempt: Attempt, tmp_path: Path, function: str) -> None:
     engine, one = make(function), attempt(threads=3)
     engine.submit(one)
-    assert engine.running(one.id)
+    assert engine.running(one.id) or isinstance(engine, InstantEngine), "that has done it by now"
     assert noted(tmp_path, one.id) == {"tell": "3", "crash": ""}[function]
     until(lambda: not engine.running(one.id), "its end was not seen")
     until(lambda: engine.capacity() == 2, "its slot was not freed")
+    assert engine.fault(one.id) is None, "nothing says that it would end so again"
 
 
-def test_no_more_is_taken_than_fits(make: Make, tmp_path: Path) -> None:
+def test_no_more_is_taken_than_fits(make: Make, attempt: Attempt, tmp_path: Path) -> None:
     engine, attempts = make("family"), [attempt() for _ in range(3)]
     for free, one in zip((2, 1), attempts, strict=False):
         assert engine.capacity() == free
@@ -113,24 +157,38 @@ def test_no_more_is_taken_than_fits(make: Make, tmp_path: Path) -> None:
     assert engine.capacity() == 0
     with pytest.raises(StillhouseError, match=r"capacity\(\) >= 1 must hold"):
         engine.submit(attempts[2])
+    assert not engine.running(attempts[2].id)
     for one in attempts[:2]:
         assert alive(int(noted(tmp_path, one.id).split()[0]))
         assert engine.running(one.id)
 
 
-def test_a_killed_process_is_seen(make: Make, tmp_path: Path) -> None:
+def test_what_is_cancelled_ends_and_frees_its_slot(make: Make, attempt: Attempt, tmp_path: Path) -> None:
+    engine, one, other = make("family"), attempt(), attempt()
+    for each in (one, other):
+        engine.submit(each)
+        noted(tmp_path, each.id)
+    engine.cancel(one.id)
+    engine.cancel(one.id)
+    until(lambda: not engine.running(one.id), "it goes on")
+    until(lambda: engine.capacity() == 1, "its slot was not freed")
+    assert engine.running(other.id)
+
+
+@of_processes
+def test_a_killed_process_is_seen(make: Make, attempt: Attempt, tmp_path: Path) -> None:
     engine, one = make("family"), attempt()
     engine.submit(one)
     os.kill(int(noted(tmp_path, one.id).split()[0]), signal.SIGKILL)
     until(lambda: not engine.running(one.id), "its death was not seen")
 
 
-def test_cancel_ends_the_whole_family(make: Make, tmp_path: Path) -> None:
+@of_processes
+def test_cancel_ends_the_whole_family(make: Make, attempt: Attempt, tmp_path: Path) -> None:
     engine, one = make("family"), attempt()
     engine.submit(one)
     pids = [int(pid) for pid in noted(tmp_path, one.id).split()]
     assert all(map(alive, pids))
-    engine.cancel(one.id)
     engine.cancel(one.id)
     until(lambda: not engine.running(one.id), "it goes on")
     until(lambda: not any(map(alive, pids)), "the family lives on")
@@ -139,5 +197,19 @@ def test_cancel_ends_the_whole_family(make: Make, tmp_path: Path) -> None:
 def test_what_was_never_submitted(make: Make) -> None:
     engine = make("tell")
     assert not engine.running("att_never")
+    assert engine.fault("att_never") is None
     engine.cancel("att_never")
     assert engine.threads() >= 1
+
+
+@pytest.mark.parametrize("make", ["local", "instant"], indirect=True)
+def test_close_ends_all_on_this_machine(make: Make, attempt: Attempt, tmp_path: Path) -> None:
+    """Attempts on a cluster go on: the next controller finds them."""
+    engine, one, late = make("family"), attempt(), attempt()
+    engine.submit(one)
+    noted(tmp_path, one.id)
+    engine.close()
+    assert not engine.running(one.id)
+    assert engine.capacity() == 0
+    with pytest.raises(StillhouseError, match=r"capacity\(\) >= 1 must hold"):
+        engine.submit(late)

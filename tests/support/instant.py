@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Json, StageKind, StagePlan, StageResult
+from stillhouse.search.errors import StillhouseError
 from stillhouse.search.job import AttemptRecord, Epochs, JobSpec
 from stillhouse.search.plan import ingest_plan
+from stillhouse.search.ports import Engine
 from stillhouse.service.db.memory import MemoryLedger
 
 SIZES = ("32x32", "48x48", "64x64")
@@ -60,8 +62,11 @@ ONE_FILE = {"qualities": (), "precisions": ("fp32",)}
 """One deployment a trial."""
 
 
-class InstantEngine:
-    """Does the work inside ``submit``; ``work`` may raise to fail a stage or return None to die."""
+class InstantEngine(Engine):
+    """Does the work inside ``submit``; ``work`` may raise ValueError to fail a stage or return None to die.
+
+    With ``keeps_running``, one that returned None takes a slot until it is cancelled.
+    """
 
     def __init__(self, ledger: MemoryLedger, work: Callable[[StagePlan], StageResult | None]) -> None:
         self.ledger, self.work, self.done = ledger, work, list[StagePlan]()
@@ -73,12 +78,14 @@ class InstantEngine:
         self.keeps_running = False
 
     def capacity(self) -> int:
-        return self.slots
+        return self.slots - len(self.alive)
 
     def threads(self) -> int:
         return 1
 
     def submit(self, attempt: AttemptRecord) -> None:
+        if self.capacity() < 1:
+            raise StillhouseError(f"capacity() >= 1 must hold before submit, but of {self.slots} slots none is free")
         plan = self.ledger.stages([attempt.stage_key])[attempt.stage_key].plan
         try:
             result = self.work(plan)
@@ -99,9 +106,11 @@ class InstantEngine:
 
     def cancel(self, attempt_id: str) -> None:
         self.cancelled.append(attempt_id)
+        self.alive.discard(attempt_id)
 
     def close(self) -> None:
-        pass
+        self.slots = 0
+        self.alive.clear()
 
 
 def honest(plan: StagePlan, *, latency_ms: float = 1.0) -> StageResult:
