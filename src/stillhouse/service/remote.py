@@ -7,6 +7,7 @@ as a lease lasts: an API that is started anew costs no work.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
@@ -115,18 +116,17 @@ class RemoteClaim(Claim):
 
     def commit(self, result: StageResult, *, seconds: float) -> bool:
         """Ends the stage with a result."""
-        body = {**result.to_json(), "seconds": seconds}
-        return self._holds(lambda: self._call("committing", lambda: self._post("/commit", body)))
+        return self._end("committing", "/commit", {**result.to_json(), "seconds": seconds})
 
     def fail(self, reason: str, *, faults: Sequence[str] = ()) -> bool:
         """Ends the stage with a reason."""
-        body = {"reason": reason, "faults": list(faults)}
-        return self._holds(lambda: self._call("telling a failure", lambda: self._post("/fail", body)))
+        return self._end("telling a failure", "/fail", {"reason": reason, "faults": list(faults)})
 
     def give_back(self, reason: str, *, wait_s: float) -> None:
         """Ends the attempt for what is not its stage's doing."""
         body = {"reason": reason, "wait_s": wait_s}
-        self._call("giving the attempt back", lambda: self._post("/give-back", body))
+        # Refused, it was given back by an earlier call whose answer was lost, or is another's: the same to us.
+        self._holds(lambda: self._call("giving the attempt back", lambda: self._post("/give-back", body)))
 
     def fetch_checkpoint(self, order: Order, folder: Path) -> None:
         """Fetches it; one that is gone by now is done without, and the training begins with what is here."""
@@ -224,6 +224,11 @@ class RemoteClaim(Claim):
             yield fresh
         finally:
             fresh.unlink(missing_ok=True)
+
+    def _end(self, what: str, path: str, body: Mapping[str, Json]) -> bool:
+        """Ends the attempt; ``again`` says that an earlier call may have done it whose answer was lost."""
+        tries = itertools.count()
+        return self._holds(lambda: self._call(what, lambda: self._post(path, {**body, "again": next(tries) > 0})))
 
     def _call(self, what: str, ask: Callable[[], httpx.Response]) -> httpx.Response:
         """Asks until there is an answer that another try would not change.

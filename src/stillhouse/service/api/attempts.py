@@ -43,6 +43,7 @@ REFUSED = documented(401, 404, 409)
 FILE = {200: {"content": {"application/octet-stream": {}}, "description": "The file."}, **REFUSED, **documented(416)}
 LOG_AFTER_S = 600.0
 """Seconds after its end that an attempt may still send its log."""
+Again = Annotated[bool, Field(strict=True, description="An earlier call may have done it, whose answer was lost.")]
 _TEXT = {"content": {"text/plain": {"schema": {"type": "string", "maxLength": LOG_BYTES}}}}
 _LOST = "attempt {id} is {state}: it no longer holds its stage; stop without a result"
 
@@ -63,6 +64,7 @@ class Commit(BaseModel):
     artifacts: dict[str, str]
     metrics: dict[str, Json]
     seconds: Annotated[float, Field(ge=0)]
+    again: Again = False
 
 
 class Failure(BaseModel):
@@ -72,6 +74,7 @@ class Failure(BaseModel):
 
     reason: str
     faults: list[str] = Field(default_factory=list)
+    again: Again = False
 
 
 class GivenBack(BaseModel):
@@ -217,8 +220,11 @@ def renew(body: Heartbeat, attempt: Holder, ctx: Ctx) -> Response:
 
 
 @router.post("/commit", status_code=204, responses={**REFUSED, **documented(422)})
-def commit(body: Commit, attempt: Holder, ctx: Ctx) -> Response:
-    """Ends the stage with a result whose artifacts have been sent."""
+def commit(body: Commit, attempt: Named, ctx: Ctx) -> Response:
+    """Ends the stage with a result whose artifacts have been sent; sent again, it is told that it was done."""
+    if body.again and attempt.state == "done":
+        return Response(status_code=204)
+    holder(attempt)
     for name, sha256 in body.artifacts.items():
         if not ctx.store.has(sha256):
             raise UserError(f"artifact {name!r} must be sent before it is committed, but {sha256[:64]!r} is not stored")
@@ -232,8 +238,11 @@ def commit(body: Commit, attempt: Holder, ctx: Ctx) -> Response:
 
 
 @router.post("/fail", status_code=204, responses=REFUSED)
-def fail(body: Failure, attempt: Holder, ctx: Ctx) -> Response:
-    """Ends the stage for a fault that a retry will not cure."""
+def fail(body: Failure, attempt: Named, ctx: Ctx) -> Response:
+    """Ends the stage for a fault that a retry will not cure; sent again, it is told that it was done."""
+    if body.again and attempt.state == "failed":
+        return Response(status_code=204)
+    holder(attempt)
     held = ctx.ledger.fail(attempt.id, attempt.token, body.reason, faults=body.faults)
     _drop_checkpoint(held, attempt, ctx)
     return _ended(held, attempt)
