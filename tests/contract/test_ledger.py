@@ -276,14 +276,20 @@ def test_a_cancel_and_the_moves_of_trials_come_one_after_the_other(ledger: Ledge
 def test_deployment_survives_storage(ledger: Ledger) -> None:
     job_id = new_job(ledger)
     one, two = deployment(job_id, "mdl_b", 1), deployment(job_id, "mdl_a", 0)
-    assert ledger.add_deployment(one)
-    assert ledger.add_deployment(two)
+    assert all(map(ledger.add_deployment, (one, two)))
     assert not ledger.add_deployment(deployment(job_id, "mdl_b", 7))
     assert ledger.deployment("mdl_b") == one
     assert ledger.deployments(job_id) == [two, one]
     assert ledger.deployments("job_none") == []
     with pytest.raises(NotFoundError):
         ledger.add_deployment(deployment("job_none", "mdl_c"))
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+def test_a_job_that_was_cut_short_takes_no_deployment(ledger: Ledger, end: str) -> None:
+    one = deployment(new_job(ledger))
+    assert ledger.move_job(one.job_id, expect=("queued",), to=end)
+    assert (ledger.add_deployment(one), ledger.deployments(one.job_id)) == (False, [])
 
 
 def test_variants_share_a_trial(ledger: Ledger) -> None:

@@ -8,10 +8,11 @@ import pytest
 
 from instant import drive, honest, setup
 from stillhouse.search.controller import Controller
-from stillhouse.search.domain import Budget
+from stillhouse.search.domain import Budget, Deployment, StageKind, StagePlan
 from stillhouse.search.job import Epochs
 from stillhouse.search.retry import retry
 from stillhouse.search.states import LIVE
+from stillhouse.search.wanted import Wanted
 from stillhouse.service.db.memory import MemoryLedger
 
 Scene = tuple[MemoryLedger, str, str, "Interrupted", Controller]
@@ -88,6 +89,36 @@ def test_nothing_is_done_for_a_cancelled_job(caplog: pytest.LogCaptureFixture) -
         assert all(trial.ended for trial in ledger.trials(job))
         assert not ledger.open_attempts()
     assert not caplog.records, "nothing is amiss"
+
+
+def test_a_stage_that_vanishes_before_it_is_submitted_is_left_out() -> None:
+    """With its job's last word on it: between the look at what is wanted and the start of what is ready."""
+    ledger, _, engine, _ = setup(honest)
+    kept, early, late = (ledger.ensure_stage(StagePlan(StageKind.TEACHER, {"n": n})).plan for n in range(3))
+    wanted, watched = Wanted(), Interrupted(ledger)
+    wanted.add([early, late, kept])
+    engine.slots = 3
+    del ledger._stages[early.key]
+    watched.at, watched.act = 2, lambda: ledger._stages.pop(late.key)  # the first call has read both
+    Controller(watched, engine, lease_s=30, max_attempts=2)._submit(wanted)  # type: ignore[arg-type]
+    assert engine.done == [kept]
+
+
+def test_nothing_is_stored_of_a_job_that_was_cancelled() -> None:
+    ledger, job, _, controller = setup(honest)
+    add = ledger.add_deployment
+
+    def cancelled_first(deployment: Deployment) -> bool:
+        cancel(ledger, job.id)
+        return add(deployment)
+
+    ledger.add_deployment = cancelled_first  # type: ignore[method-assign]
+    assert drive(controller, ledger, job.id) == "cancelled"
+    assert ledger.deployments(job.id) == []
+    ledger.add_deployment = add  # type: ignore[method-assign]
+    assert retry(ledger, ledger.job(job.id)).state == "queued"
+    assert drive(controller, ledger, job.id) == "done"
+    assert ledger.deployments(job.id)
 
 
 def test_a_job_that_was_cancelled_anywhere_goes_on_to_the_same_end() -> None:

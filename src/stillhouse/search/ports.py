@@ -156,7 +156,11 @@ class Ledger(Protocol):
 
     # deployments
     def add_deployment(self, deployment: Deployment) -> bool:
-        """False when its id exists."""
+        """False when its id exists, or its job has failed or was cancelled meanwhile.
+
+        Raises:
+            NotFoundError: No such job.
+        """
 
     def deployment(self, deployment_id: str) -> Deployment:
         """Raises NotFoundError."""

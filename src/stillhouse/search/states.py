@@ -73,6 +73,8 @@ UNSETTLED = tuple(state for state, following in TRIAL.items() if following)
 """Trials that something may still happen to, if only with their job."""
 LIVE = ("queued", "running")
 """Jobs that something will still happen to."""
+CUT_SHORT = ("failed", "cancelled")
+"""Jobs that ended before their search did: nothing of theirs is stored from then on."""
 STAGE: Moves = {
     "pending": frozenset({"running"}),
     "running": frozenset({"done", "failed", "pending"}),
@@ -128,7 +130,7 @@ def with_job(state: str, reason: str | None, job: str, why: str | None) -> Trial
         with_it = state == "stopped" and (reason or "").startswith(_WITH_JOB)
         waited = with_it and (reason or "").startswith(_at("paused"))
         return TrialMove("paused" if waited else "costing", None) if with_it or state == "failed" else None
-    if job not in ("failed", "cancelled") or state not in OPEN_TRIALS:
+    if job not in CUT_SHORT or state not in OPEN_TRIALS:
         return None
     ended = "that was cancelled" if job == "cancelled" else "that failed"
     return TrialMove("stopped", f"{_at(state)}: {ended}" + (f" ({why})" if why else ""))

@@ -16,7 +16,7 @@ from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json
 from stillhouse.search.errors import ConflictError, UserError
 from stillhouse.search.job import Event, JobRecord, JobSpec, TrialRecord
 from stillhouse.search.owner import NOBODY, Owner
-from stillhouse.search.states import JOB, LIVE, TRIAL, UNSETTLED, check_move, with_job
+from stillhouse.search.states import CUT_SHORT, JOB, LIVE, TRIAL, UNSETTLED, check_move, with_job
 from stillhouse.service.accounts import Accounts
 from stillhouse.service.db.accounts import SqlAccounts
 from stillhouse.service.db.lists import Lists
@@ -193,10 +193,11 @@ class SqlLedger(WorkTables, OfferTables, ListTables, UnusedTables, SqlTotals, Li
     # ------------------------------------------------------------------------------- deployments
 
     def add_deployment(self, deployment: Deployment) -> bool:
-        """Stores a deployment; False when its id exists."""
+        """Stores a deployment; False when its id exists, or its job was cut short."""
+        new = deployment_values(deployment) | {"created_at": time.time()}
         with self._sessions.write() as session:
-            _lock_job(session, deployment.job_id)
-            return insert_new(session, DeploymentRow, deployment_values(deployment) | {"created_at": time.time()})
+            taken = _lock_job(session, deployment.job_id) not in CUT_SHORT
+            return taken and insert_new(session, DeploymentRow, new)
 
     def deployment(self, deployment_id: str) -> Deployment:
         """One deployment, or NotFoundError."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from stillhouse.search.domain import Accuracy, Deployment, Json
+from stillhouse.search.states import CUT_SHORT
 from stillhouse.service.db.memory_tables import MemoryTables
 from stillhouse.service.db.records import as_json, not_found
 
@@ -15,13 +16,15 @@ class MemoryModels(MemoryTables):
     """Deployments; see ``stillhouse.search.ports.Ledger`` for what each method promises."""
 
     def add_deployment(self, deployment: Deployment) -> bool:
-        """Stores a deployment; False when its id exists."""
+        """Stores a deployment; False when its id exists, or its job was cut short."""
         kept = replace(
             deployment, preprocess=as_json(dict(deployment.preprocess)), details=as_json(dict(deployment.details))
         )
         with self._lock:
             if deployment.job_id not in self._jobs:
                 raise not_found("job", deployment.job_id)
+            if self._jobs[deployment.job_id].state in CUT_SHORT:
+                return False
             return self._deployments.setdefault(deployment.id, kept) is kept
 
     def deployment(self, deployment_id: str) -> Deployment:
