@@ -15,6 +15,10 @@ processes together.
     deployment.after            a deployment is stored,                  folder; as often as it is passed
                                 but its trial not moved
     trial.after                 a trial is stored
+    accept.before accept.after  the API commits a job
+    piece.after                 a piece of an upload is written
+    dataset.after               an upload's data set is
+                                stored, but nobody told
 """
 
 from __future__ import annotations

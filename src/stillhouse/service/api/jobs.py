@@ -13,6 +13,7 @@ from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.check import check_request
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import ConflictError, NotFoundError
+from stillhouse.search.failpoints import passing
 from stillhouse.search.job import JobRecord, StageRecord, TrialRecord
 from stillhouse.search.retry import retry
 from stillhouse.search.space import Space
@@ -48,9 +49,11 @@ def create_job(
     if dataset.state == "ready":
         Space(Catalogue.from_json(catalogue), dataset.summary, spec).check()
     try:
-        return _shown(ctx, ctx.ledger.add_job(spec, idempotency_key=idempotency_key))
+        job = ctx.ledger.add_job(spec, idempotency_key=idempotency_key)
     except ConflictError as error:  # the one conflict that another body cures, not another state
         raise ReusedKeyError(str(error)) from None
+    passing("accept.after")
+    return _shown(ctx, job)
 
 
 @router.get("/jobs", responses={**examples.given(examples.JOBS, headers=LINK), **documented(422)})

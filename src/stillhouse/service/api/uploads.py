@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import UserError
+from stillhouse.search.failpoints import passing
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Ctx, told_bytes
 from stillhouse.service.api.datasets import add_dataset
@@ -106,6 +107,7 @@ async def append_to_upload(
                 raise UserError(f"the upload was offered with {offer.size} bytes, but more came")
             ctx.check_room()
             await run_in_threadpool(file.write, chunk)
+            passing("piece.after")
     return _told(uploads, offer, response)
 
 
@@ -121,6 +123,7 @@ def complete_upload(upload_id: str, body: CompleteRequest, ctx: Ctx) -> dict[str
     ctx.catalogue()
     path = uploads.complete(offer)
     made = add_dataset(ctx, body.name or "upload.zip", str(path), offer.sha256, body.skip_faults)
+    passing("dataset.after")
     uploads.drop(offer)
     return made
 

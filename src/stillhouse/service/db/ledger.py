@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Json
 from stillhouse.search.errors import ConflictError, UserError
+from stillhouse.search.failpoints import passing
 from stillhouse.search.job import Event, JobRecord, JobSpec, TrialRecord
 from stillhouse.search.owner import NOBODY, Owner
 from stillhouse.search.states import CUT_SHORT, JOB, LIVE, TRIAL, UNSETTLED, check_move, with_job
@@ -94,6 +95,7 @@ class SqlLedger(WorkTables, OfferTables, ListTables, UnusedTables, SqlTotals, Li
                     raise not_found("data set", spec.dataset)
                 _check_live_jobs(session, owner)
                 if insert_new(session, JobRow, new):
+                    passing("accept.before")
                     return job_record(session.scalars(select(JobRow).where(JobRow.id == new["id"])).one())
                 row = session.scalars(same_key).one()  # another caller came in between
             if row.body_hash != digest:
