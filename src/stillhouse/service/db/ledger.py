@@ -22,12 +22,13 @@ from stillhouse.service.accounts import Accounts
 from stillhouse.service.db.accounts import SqlAccounts
 from stillhouse.service.db.lists import Lists
 from stillhouse.service.db.records import (
+    DEPLOYMENT_TEXTS,
     JOB_ENDS,
     TRIAL_TEXTS,
     as_json,
     as_text_or_none,
     body_hash,
-    deployment_record,
+    deployment_from_texts,
     deployment_values,
     event_record,
     job_record,
@@ -204,17 +205,17 @@ class SqlLedger(WorkTables, OfferTables, ListTables, UnusedTables, SqlTotals, Li
     def deployment(self, deployment_id: str) -> Deployment:
         """One deployment, or NotFoundError."""
         with self._sessions.read() as session:
-            row = session.get(DeploymentRow, deployment_id)
-            if row is None:
-                raise not_found("model", deployment_id)
-            return deployment_record(row)
+            row = session.execute(DEPLOYMENT_TEXTS.where(DeploymentRow.id == deployment_id)).one_or_none()
+        if row is None:
+            raise not_found("model", deployment_id)
+        return deployment_from_texts(row)
 
     def deployments(self, job_id: str) -> list[Deployment]:
         """Those of a job, in order of trial number."""
-        query = select(DeploymentRow).where(DeploymentRow.job_id == job_id)
+        query = DEPLOYMENT_TEXTS.where(DeploymentRow.job_id == job_id)
         query = query.order_by(DeploymentRow.trial_number, DeploymentRow.created_at, DeploymentRow.id)
         with self._sessions.read() as session:
-            return [deployment_record(row) for row in session.scalars(query)]
+            return [deployment_from_texts(row) for row in session.execute(query)]
 
     def set_test(self, deployment_id: str, test: Accuracy, details: Mapping[str, Json]) -> bool:
         """Stores the test counts once, and merges the details."""

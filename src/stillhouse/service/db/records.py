@@ -245,21 +245,40 @@ def deployment_values(deployment: Deployment) -> dict[str, Json]:
     }
 
 
-def deployment_record(row: DeploymentRow) -> Deployment:
-    """From its row."""
+DEPLOYMENT_TEXTS = select(
+    DeploymentRow.id,
+    DeploymentRow.job_id,
+    DeploymentRow.trial_number,
+    DeploymentRow.precision,
+    DeploymentRow.validation_correct,
+    DeploymentRow.validation_total,
+    DeploymentRow.test_correct,
+    DeploymentRow.test_total,
+    DeploymentRow.onnx_sha256,
+    DeploymentRow.created_at,
+    cast(DeploymentRow.candidate, Text).label("candidate"),
+    cast(DeploymentRow.cost, Text).label("cost"),
+    cast(DeploymentRow.preprocess, Text).label("preprocess"),
+    cast(DeploymentRow.details, Text).label("details"),
+)
+"""What ``deployment_from_texts`` reads: a job has a hundred, and a trial's share what they were made from."""
+
+
+def deployment_from_texts(row: Any) -> Deployment:
+    """From a row of ``DEPLOYMENT_TEXTS``; candidates and costs that were read before are not parsed again."""
     read = row.test_correct is not None and row.test_total is not None
     return Deployment(
         id=row.id,
         job_id=row.job_id,
         trial_number=row.trial_number,
-        candidate=Candidate.from_json(row.candidate),
-        cost=Cost.from_json(row.cost),
+        candidate=_candidate(row.candidate),
+        cost=_cost(row.cost),
         precision=row.precision,
         validation=Accuracy(row.validation_correct, row.validation_total),
         onnx_sha256=row.onnx_sha256,
-        preprocess=row.preprocess,
+        preprocess=json.loads(row.preprocess),
         test=Accuracy(row.test_correct or 0, row.test_total or 1) if read else None,
-        details=row.details,
+        details=json.loads(row.details),
     )
 
 

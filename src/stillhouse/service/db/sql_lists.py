@@ -12,7 +12,7 @@ from stillhouse.search.domain import Deployment, Json, StageKind, StagePlan
 from stillhouse.search.errors import ConflictError
 from stillhouse.search.job import TrialRecord
 from stillhouse.service.db.lists import JobFilter, JobLine, Mark, ModelFilter, Place, in_use, not_ended, timed_here
-from stillhouse.service.db.records import JOB_ENDS, deployment_record, not_found, trial_record
+from stillhouse.service.db.records import DEPLOYMENT_TEXTS, JOB_ENDS, deployment_from_texts, not_found, trial_record
 from stillhouse.service.db.sessions import Sessions
 from stillhouse.service.db.tables import (
     AttemptRow,
@@ -86,7 +86,7 @@ class ListTables:
         self, wanted: ModelFilter, *, limit: int, after: Place | None = None
     ) -> list[tuple[Place, Deployment]]:
         """Deployments, newest first."""
-        query = select(DeploymentRow)
+        query = DEPLOYMENT_TEXTS
         # Not a join: that would be read in order of jobs, and all of it sorted.
         own = exists().where(JobRow.id == DeploymentRow.job_id)
         for column, value in ((JobRow.tenant, wanted.tenant), (JobRow.dataset_id, wanted.dataset)):
@@ -101,7 +101,7 @@ class ListTables:
             query = query.where(tuple_(DeploymentRow.created_at, DeploymentRow.id) < tuple_(after.at, after.id))
         query = query.order_by(DeploymentRow.created_at.desc(), DeploymentRow.id.desc()).limit(limit)
         with self._sessions.read() as session:
-            return [(Place(row.created_at, row.id), deployment_record(row)) for row in session.scalars(query)]
+            return [(Place(row.created_at, row.id), deployment_from_texts(row)) for row in session.execute(query)]
 
     def trial_page(self, job_id: str, *, states: Collection[str], limit: int, after: int = -1) -> list[TrialRecord]:
         """Trials of a job in order of number."""
