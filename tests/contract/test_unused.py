@@ -172,10 +172,11 @@ def test_nothing_is_forgotten_once_something_has_happened_to_jobs(ledger: Forget
 
 
 def test_models_and_jobs_name_files(ledger: Forgets) -> None:
-    made = job(ledger, dataset(ledger), teacher_checkpoint="f" * 64)
+    made = job(ledger, dataset(ledger), state="queued", teacher_checkpoint="f" * 64)
     job(ledger, dataset_of(ledger))
     model = Deployment("mdl_1", made, 0, CANDIDATE, Cost(), "fp32", Accuracy(1, 2), "a" * 64, {})
-    ledger.add_deployment(model)
+    assert ledger.add_deployment(model)
+    assert ledger.move_job(made, expect=("queued",), to="cancelled")
     asked = ["a" * 64, "b" * 64, "f" * 64]
     assert ledger.named_files(asked) == {"a" * 64, "f" * 64}
     assert ledger.named_files([]) == set()
