@@ -336,7 +336,7 @@ def test_the_openapi_document_names_every_search_field(served: Served) -> None:
                 if int(status) >= 400:
                     example = entry["content"]["application/problem+json"]["example"]
                     assert (example["status"], bool(example["detail"])) == (int(status), True), path
-            if "{" in path:
+            if "{" in path and not path.startswith("/agents"):  # a device that asks is there from then on
                 assert "404" in answer["responses"], path
 
 

@@ -223,7 +223,7 @@ class Engine(Protocol):
         """SIGTERM, then SIGKILL, of the attempt's process group."""
 
     def close(self) -> None:
-        """Cancels all and frees what the engine holds."""
+        """Frees what the engine holds, and cancels what would not live without it."""
 
 
 @dataclass(frozen=True)
