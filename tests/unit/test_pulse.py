@@ -236,3 +236,18 @@ def test_a_job_that_is_gone_or_a_database_that_is_away_is_told(clock: list[float
             await pulse.of_job(ledger, "job", tenant=None)
 
     asyncio.run(work())
+
+
+def test_a_mark_is_at_hand_while_no_look_is_due(clock: list[float]) -> None:
+    ledger = Counting()
+
+    async def work() -> None:
+        pulse = Pulse(ledger)
+        for _ in range(2):  # the first look forgets, for it knows nothing yet
+            await pulse.of_job(ledger, "job", tenant=None)
+        mark = await pulse.of_job(ledger, "job", tenant=None)
+        assert (pulse.job_at_hand(None, "job"), pulse.job_at_hand("t", "job")) == (mark, None)
+        clock[0] += LOOK_S
+        assert pulse.job_at_hand(None, "job") is None
+
+    asyncio.run(work())

@@ -26,6 +26,7 @@ from stillhouse.service.api import (
     uploads,
 )
 from stillhouse.service.api.context import Context
+from stillhouse.service.api.kept import AtOnce
 from stillhouse.service.api.query import known_query
 from stillhouse.service.buckets import Buckets
 from stillhouse.service.gate import Gate
@@ -61,6 +62,7 @@ def create_app(ledger: ServiceLedger, store: ArtifactStore, settings: Settings) 
     pages.mount(app)
     add_handlers(app)
     describe(app)
+    app.add_middleware(AtOnce, kept=app.state.context.kept)
     app.add_middleware(Room)
     app.add_middleware(BodyLimit, most_bytes=settings.max_upload_bytes)
     app.add_middleware(

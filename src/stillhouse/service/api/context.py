@@ -8,7 +8,6 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -17,7 +16,8 @@ from stillhouse.search.forecast import Forecast
 from stillhouse.search.owner import NOBODY, Owner
 from stillhouse.search.ports import ArtifactStore
 from stillhouse.service.accounts import Caller
-from stillhouse.service.api.kept import Kept, dumped
+from stillhouse.service.api.kept import Kept, Make, dumped
+from stillhouse.service.api.paging import LIST_AGE_S
 from stillhouse.service.api.pulse import Pulse
 from stillhouse.service.checkpoints import Checkpoints
 from stillhouse.service.db.lists import Lists
@@ -73,27 +73,37 @@ class Context:
         self,
         request: Request,
         job_id: str,
-        key: tuple[object, ...],
-        make: Callable[[], tuple[Json, Mapping[str, str]]],
+        make: Make,
     ) -> Response:
         """An answer about a job that the caller may see, kept once the job is done; raises NotFoundError.
 
         Args:
             request: Says who asks.
             job_id: The job.
-            key: What was asked.
             make: Gives the body and headers.
         """
         tenant = request.state.caller.tenant
         mark = await self.pulse.of_job(self.ledger, job_id, tenant=tenant)
         if mark[0] == "done":
-            return await self.kept.given(request, key, mark, make)
+            at_hand = partial(self.pulse.job_at_hand, tenant, job_id)
+            return await self.kept.given(request, mark, make, at_hand=at_hand)
 
         def fresh() -> Response:
             body, headers = make()
             return Response(dumped(body), media_type="application/json", headers=dict(headers))
 
-        return await run_in_threadpool(fresh)
+        return await self.kept.made(fresh)
+
+    async def listed(self, request: Request, make: Make) -> Response:
+        """A page of a list of the caller's jobs, or of what they made: kept, and made anew while it is asked for.
+
+        Args:
+            request: Says who asks.
+            make: Gives the body and headers.
+        """
+        tenant = request.state.caller.tenant
+        mark = await self.pulse.of_jobs(self.ledger, tenant=tenant)
+        return await self.kept.given(request, mark, make, age_s=LIST_AGE_S)
 
     def catalogue(self) -> Mapping[str, Json]:
         """What the workers published; 503 before they have."""

@@ -42,7 +42,7 @@ async def get_front(job_id: str, request: Request, ctx: Ctx) -> Response:
     is done. ``progress`` has an entry for each trial that is done, in order of time: seconds since the job started,
     trials done by then, and the share of the present front's hypervolume (costs in octaves) that they had.
     """
-    return await ctx.told(request, job_id, ("front", job_id), lambda: (_front(ctx, job_id), {}))
+    return await ctx.told(request, job_id, lambda: (_front(ctx, job_id), {}))
 
 
 def _front(ctx: Context, job_id: str) -> dict[str, Json]:

@@ -20,7 +20,7 @@ from stillhouse.search.space import Space
 from stillhouse.search.states import LIVE
 from stillhouse.service.api import examples
 from stillhouse.service.api.context import Context, Ctx
-from stillhouse.service.api.paging import LINK, LIST_AGE_S, After, Limit, next_page, place_of
+from stillhouse.service.api.paging import LINK, After, Limit, next_page, place_of
 from stillhouse.service.db.lists import JobFilter, JobLine, Place
 from stillhouse.service.problems import ReusedKeyError, documented
 from stillhouse.service.room import lack_of_room
@@ -67,14 +67,7 @@ async def list_jobs(
 ) -> Response:
     """Jobs, newest first, without their trials, in pages: the ``Link`` header names the next one."""
     wanted, place = JobFilter(None, tuple(state), dataset), place_of(after)
-    mark = await ctx.pulse.of_jobs(ctx.ledger, tenant=request.state.caller.tenant)
-    return await ctx.kept.given(
-        request,
-        ("jobs", request.url.query),
-        mark,
-        lambda: _page(ctx, request, wanted, limit, place),
-        age_s=LIST_AGE_S,
-    )
+    return await ctx.listed(request, lambda: _page(ctx, request, wanted, limit, place))
 
 
 def _page(
@@ -102,7 +95,7 @@ def _line(
 @router.get("/jobs/{job_id}", responses={**examples.given(examples.JOB), **documented(404, 422)})
 async def get_job(job_id: str, request: Request, ctx: Ctx) -> Response:
     """One job: state, reason, and each trial with its candidate, costs and progress."""
-    return await ctx.told(request, job_id, ("job", job_id), lambda: (_shown(ctx, ctx.ledger.job(job_id)), {}))
+    return await ctx.told(request, job_id, lambda: (_shown(ctx, ctx.ledger.job(job_id)), {}))
 
 
 @router.post("/jobs/{job_id}/cancel", responses={**examples.given(examples.JOB), **documented(404, 409, 422)})

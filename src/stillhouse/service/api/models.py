@@ -12,7 +12,7 @@ from stillhouse.service.api import examples
 from stillhouse.service.api.context import Ctx
 from stillhouse.service.api.files import SERVED, stored
 from stillhouse.service.api.fronts import links
-from stillhouse.service.api.paging import LINK, LIST_AGE_S, After, Limit, next_page, place_of
+from stillhouse.service.api.paging import LINK, After, Limit, next_page, place_of
 from stillhouse.service.bundles import Bundles
 from stillhouse.service.db.lists import ModelFilter
 from stillhouse.service.problems import documented
@@ -47,8 +47,7 @@ async def list_models(
         last = page[limit - 1][0].cursor() if len(page) > limit else None
         return [_told(model) for _, model in page[:limit]], next_page(request, last)
 
-    mark = await ctx.pulse.of_jobs(ctx.ledger, tenant=request.state.caller.tenant)
-    return await ctx.kept.given(request, ("models", request.url.query), mark, make, age_s=LIST_AGE_S)
+    return await ctx.listed(request, make)
 
 
 @router.get("/models/{model_id}", responses={**examples.given(examples.MODEL), **documented(404, 422)})

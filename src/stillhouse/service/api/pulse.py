@@ -106,6 +106,10 @@ class Pulse:
         """The mark of all jobs that a tenant sees, fresh."""
         return await self._fresh(("jobs", tenant), "", lambda _: {"": ledger.jobs_mark()}) or ()
 
+    def job_at_hand(self, tenant: str | None, job_id: str) -> Mark | None:
+        """What ``of_job`` would give without reading anything; None where it would read."""
+        return self._recalled(tenant, job_id) if time.monotonic() - self._looked_at < LOOK_S else None
+
     async def _fresh(self, reader: Hashable, name: str, read: Read) -> Mark | None:
         """A mark whose reading began after this call: what the caller has written is in it.
 

@@ -38,7 +38,7 @@ async def list_trials(
     def make() -> tuple[Json, dict[str, str]]:
         return _page(ctx, job_id, request, state, limit, after)
 
-    return await ctx.told(request, job_id, ("trials", job_id, request.url.query), make)
+    return await ctx.told(request, job_id, make)
 
 
 def _page(
