@@ -49,6 +49,18 @@ def test_many_stages_at_once(ledger: Ledger) -> None:
     assert set(ledger.stages(unknown + wanted)) == set(wanted)
 
 
+def test_results_are_those_of_stages_that_are_done(ledger: Ledger) -> None:
+    done, open_, pending = (ledger.ensure_stage(plan(name)).key for name in "abc")
+    for key in (done, open_):
+        attempt = ledger.open_attempt(key, lease_s=30, threads=1)
+        assert attempt is not None
+        if key == done:
+            assert ledger.commit(attempt.id, attempt.token, RESULT, seconds=1.0)
+    unknown = [f"{i:064d}" for i in range(2000)]
+    assert ledger.results([pending, open_, *unknown, done, done]) == {done: RESULT}
+    assert ledger.results([]) == {}
+
+
 def test_ensure_stage_under_a_race(ledger: Ledger, race: Race) -> None:
     stages = race(lambda _: ledger.ensure_stage(plan()))
     assert all(stage == stages[0] for stage in stages)

@@ -134,6 +134,15 @@ def test_two_machines_cannot_have_one_name(served: Served, monkeypatch: pytest.M
     assert ask(served, host={**FACTS["host"], "cpu": "Cortex-A76"}).status_code == 200
 
 
+def test_a_device_that_asks_makes_the_server_forget_no_answer(served: Served) -> None:
+    pulse = served.http.app.state.context.pulse  # type: ignore[attr-defined]
+    before = pulse._changes
+    ask(served)
+    assert pulse._changes == before, "it asks every second"
+    served.ready()
+    assert pulse._changes > before
+
+
 def test_only_a_key_for_machines_asks_for_work(serve: Serve) -> None:
     served = serve()
     user, machine = make_key(served, "read", "write"), make_key(served, "worker")

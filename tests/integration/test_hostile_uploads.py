@@ -16,11 +16,9 @@ from fastapi.testclient import TestClient
 
 import odd_pictures
 import odd_zips
+from at_once import AtOnce
 from served import CATALOGUE, Served, problem
 from stillhouse.search.controller import Controller
-from stillhouse.search.job import AttemptRecord
-from stillhouse.search.ports import Engine
-from stillhouse.service import worker
 from stillhouse.service.app import create_app
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.db.memory import MemoryLedger
@@ -37,31 +35,6 @@ REFUSED_LATER = (
 )  # fmt: skip
 TAKEN = ("plain", "page before a zip", "huge comment", "zip64", "one class in two spellings", "hidden files")
 WITH_FAULT = ("wrong checksum", "escape in a name", "deep", "a name of 60,000 bytes", "mixed depth")
-
-
-class AtOnce(Engine):
-    """Does an attempt's whole work inside ``submit``, by the worker's own code."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-
-    def capacity(self) -> int:
-        return 1
-
-    def threads(self) -> int:
-        return 1
-
-    def submit(self, attempt: AttemptRecord) -> None:
-        worker.run_attempt(attempt.id, 1, str(self._home))
-
-    def running(self, attempt_id: str) -> bool:  # noqa: ARG002
-        return False
-
-    def cancel(self, attempt_id: str) -> None:  # noqa: ARG002
-        return
-
-    def close(self) -> None:
-        return
 
 
 class Shop:

@@ -127,7 +127,7 @@ def test_idempotency_keys_are_a_tenants_own(two: Two) -> None:
 
 SPEC = StagePlan(StageKind.INGEST, {"name": "birds"})
 SHARED = {"stages", "attempts", "reopen_stage", "device_seconds", "stage_seconds", "catalogue", "last_host"}
-SHARED |= {"devices", "forget_device"}
+SHARED |= {"results", "devices", "forget_device"}
 """By content, or no tenant's."""
 MADE = {"add_dataset", "add_job", "dataset_bytes"}
 CALLS: Mapping[str, Any] = {
@@ -242,6 +242,12 @@ def test_quotas_hold_in_a_race(ledger: ServiceLedger, race: Any) -> None:
 def test_a_kept_answer_is_one_tenants() -> None:
     kept, told = Kept(), []
     for tenant in ("a", "b", "a"):
-        request = Request({"type": "http", "headers": [], "state": {"caller": Caller(tenant)}})
-        told.append(kept.answer(request, ("jobs",), (0,), lambda tenant=tenant: ([tenant], {})).body)
+        asked = {
+            "type": "http",
+            "path": "/jobs",
+            "query_string": b"",
+            "headers": [],
+            "state": {"caller": Caller(tenant)},
+        }
+        told.append(kept.answer(Request(asked), (0,), lambda tenant=tenant: ([tenant], {})).body)
     assert told == [b'["a"]', b'["b"]', b'["a"]']

@@ -16,11 +16,11 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 
+from at_once import AtOnce
 from cluster import free_port
 from faulty import Rig
 from stillhouse.search.controller import Controller
-from stillhouse.search.job import AttemptRecord, Epochs
-from stillhouse.search.ports import Engine as EnginePort
+from stillhouse.search.job import Epochs
 from stillhouse.service import worker
 from stillhouse.service.app import create_app
 from stillhouse.service.store import DiskStore
@@ -77,25 +77,6 @@ class Asking:
 
 
 # ----------------------------------------------------------------------------------------- SQLite
-
-
-class AtOnce(EnginePort):
-    """Does an attempt's whole work inside ``submit``, by the worker's own code."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-
-    def capacity(self) -> int:
-        return 1
-
-    def threads(self) -> int:
-        return 1
-
-    def submit(self, attempt: AttemptRecord) -> None:
-        worker.run_attempt(attempt.id, 1, str(self._home))
-
-    def running(self, attempt_id: str) -> bool:  # noqa: ARG002
-        return False
 
 
 LONG_WORK = ((AtOnce, "submit"), (worker.Bench, "run"), (DiskStore, "put"), (DiskStore, "path"))

@@ -153,10 +153,9 @@ def device_figures(ledger: Ledger, planner: Planner, candidates: Iterable[Candid
     """What has been measured of untrained networks on the job's device, read in one question to the ledger."""
     keys = {plan.last.key: (each, name) for each in candidates for name, plan in planner.costings(each).items()}
     found: dict[Candidate, dict[str, Cost]] = {}
-    for key, stage in ledger.stages(keys).items():
-        if stage.result is not None:
-            candidate, name = keys[key]
-            found.setdefault(candidate, {})[name] = measured_cost(stage.result.metrics)
+    for key, result in ledger.results(keys).items():
+        candidate, name = keys[key]
+        found.setdefault(candidate, {})[name] = measured_cost(result.metrics)
     return found
 
 

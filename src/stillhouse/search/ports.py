@@ -111,6 +111,9 @@ class Ledger(Protocol):
     def stages(self, keys: Iterable[str]) -> dict[str, StageRecord]:
         """Those that exist, by key, with the progress of a running attempt."""
 
+    def results(self, keys: Iterable[str]) -> dict[str, StageResult]:
+        """What those of these stages have left that are done, by key."""
+
     def open_attempt(self, key: str, *, lease_s: float, threads: int, asker: Asker = NO_ONE) -> AttemptRecord | None:
         """Moves pending -> running with a new attempt; None when the stage is not pending, or must still wait."""
 

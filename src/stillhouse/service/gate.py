@@ -146,7 +146,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if request.method not in SAFE:
+                if request.method not in SAFE and rule is not Rule.MACHINE:  # a device asks every second
                     self._changed()
             await send(message)
 

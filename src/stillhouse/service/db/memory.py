@@ -125,6 +125,10 @@ class MemoryLedger(MemoryOffers, MemoryJobs, MemoryModels, MemoryLists, MemoryUn
         with self._lock:
             return {key: _given(self._stages[key]) for key in dict.fromkeys(keys) if key in self._stages}
 
+    def results(self, keys: Iterable[str]) -> dict[str, StageResult]:
+        """Those of stages that are done, by key."""
+        return {key: stage.result for key, stage in self.stages(keys).items() if stage.result is not None}
+
     def reopen_stage(self, plan: StagePlan) -> bool:
         """Moves failed -> pending with no attempts counted."""
         stored = StagePlan.from_json(as_json(plan.to_json()))

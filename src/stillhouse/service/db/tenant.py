@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from stillhouse.search.devices import DeviceRecord
-from stillhouse.search.domain import Cost, Deployment, Json, StageKind, StagePlan
+from stillhouse.search.domain import Cost, Deployment, Json, StageKind, StagePlan, StageResult
 from stillhouse.search.errors import NotFoundError
 from stillhouse.search.job import AttemptRecord, DatasetRecord, Event, JobRecord, JobSpec, StageRecord, TrialRecord
 from stillhouse.search.owner import NOBODY, Owner
@@ -161,6 +161,10 @@ class TenantLedger:
         """Of the tenant's own job."""
         self.job(job_id)
         return self._all.events(job_id, after=after)
+
+    def results(self, keys: Iterable[str]) -> dict[str, StageResult]:
+        """By content, whoever had it done."""
+        return self._all.results(keys)
 
     def devices(self) -> list[DeviceRecord]:
         """All: devices serve everybody."""

@@ -132,6 +132,16 @@ class WorkTables:
                 found |= {row.key: stage_record(row, progress) for row, progress in session.execute(part)}
         return {key: found[key] for key in wanted if key in found}
 
+    def results(self, keys: Iterable[str]) -> dict[str, StageResult]:
+        """Those of stages that are done, by key; no plan is parsed."""
+        wanted, found = list(dict.fromkeys(keys)), dict[str, StageResult]()
+        query = select(StageRow.key, StageRow.result).where(StageRow.state == "done")
+        with self._sessions.read() as session:
+            for start in range(0, len(wanted), _KEYS_A_QUERY):
+                part = query.where(StageRow.key.in_(wanted[start : start + _KEYS_A_QUERY]))
+                found |= {key: StageResult.from_json(result) for key, result in session.execute(part) if result}
+        return found
+
     def reopen_stage(self, plan: StagePlan) -> bool:
         """Moves failed -> pending with no attempts counted."""
         with self._sessions.write() as session:
