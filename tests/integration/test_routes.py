@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 
 from served import SUMMARY, Served, problem
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Size, StageKind, StagePlan, StageResult
+from stillhouse.service.api.pulse import LISTED_S
 
 CANDIDATE = Candidate("lcnet_050", Size(32, 32), Size(64, 64))
 
@@ -55,13 +57,16 @@ def test_jobs_are_listed_in_pages(served: Served) -> None:
     problem(served.http.get("/jobs?limit=0"), 422)
 
 
-def test_what_changed_is_in_the_list_at_once(served: Served) -> None:
+def test_what_was_changed_here_is_in_the_list_at_once_and_what_elsewhere_soon(served: Served) -> None:
     dataset = served.ready()
     assert served.http.get("/jobs").json() == []
     job = new_job(served, dataset)
     assert [each["state"] for each in served.http.get("/jobs").json()] == ["queued"]
-    served.ledger.move_job(job, expect=("queued",), to="running")
+    served.ledger.move_job(job, expect=("queued",), to="running")  # as the controller does
+    time.sleep(LISTED_S)
     assert [each["state"] for each in served.http.get("/jobs").json()] == ["running"]
+    served.http.post(f"/jobs/{job}/cancel")
+    assert [each["state"] for each in served.http.get("/jobs").json()] == ["cancelled"]
 
 
 def test_a_kept_answer_is_the_same_packed_or_not_and_made_anew_after_a_change(served: Served, tmp_path: Path) -> None:

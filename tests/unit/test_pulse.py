@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from stillhouse.search.errors import NotFoundError
-from stillhouse.service.api.pulse import LOOK_S, RECALLED_S, STALE_S, Pulse
+from stillhouse.service.api.pulse import LIST_LOOK_S, LISTED_S, LOOK_S, RECALLED_S, STALE_S, Pulse
 from stillhouse.service.db.lists import Mark
 from stillhouse.service.db.memory import MemoryLedger
 
@@ -234,6 +234,72 @@ def test_a_job_that_is_gone_or_a_database_that_is_away_is_told(clock: list[float
         clock[0] += STALE_S
         with pytest.raises(OSError, match="away"):
             await pulse.of_job(ledger, "job", tenant=None)
+
+    asyncio.run(work())
+
+
+def test_lists_are_given_the_last_mark_while_the_next_is_read(clock: list[float]) -> None:
+    ledger = Counting()
+
+    async def work() -> None:
+        pulse = Pulse(ledger)
+
+        async def asked() -> tuple[object, int]:
+            (seen,) = await pulse.of_lists(ledger, tenant="t")
+            await asyncio.sleep(0.02)  # a reading in the background has ended
+            return seen, ledger.looks
+
+        assert pulse.jobs_at_hand("t") is None
+        assert [await asked(), await asked()] == [(0, 1)] * 2
+        assert (pulse.jobs_at_hand("t"), pulse.jobs_at_hand("other")) == ((0,), None)
+        ledger.all = 1
+        clock[0] += 2 * LIST_LOOK_S
+        assert pulse.jobs_at_hand("t") is None, "somebody must look"
+        assert [await asked(), await asked()] == [(0, 2), (1, 2)]
+        ledger.all = 2
+        clock[0] += LISTED_S
+        assert await asked() == (2, 3), "it is waited for"
+        ledger.all = 3
+        pulse.forget()
+        assert pulse.jobs_at_hand("t") is None
+        assert await asked() == (3, 4), "what was changed here is seen at once"
+
+    asyncio.run(work())
+
+
+def test_a_list_is_not_given_a_mark_that_was_read_before_a_change() -> None:
+    ledger = Counting()
+
+    async def work() -> None:
+        pulse = Pulse(ledger)
+
+        class Changing(Counting):
+            def jobs_mark(self, tenant: str | None = None) -> Mark:  # noqa: ARG002
+                pulse.forget()
+                return (0,)
+
+        await pulse.of_lists(Changing(), tenant=None)
+        assert pulse.jobs_at_hand(None) is None
+
+    asyncio.run(work())
+
+
+def test_a_database_that_goes_away_is_told_to_who_waits_for_a_list(clock: list[float]) -> None:
+    ledger = Counting()
+
+    def away(tenant: str | None = None) -> Mark:
+        raise OSError(f"away {tenant}")
+
+    async def work() -> None:
+        pulse = Pulse(ledger)
+        await pulse.of_lists(ledger, tenant=None)
+        ledger.jobs_mark = away  # type: ignore[method-assign]
+        clock[0] += 2 * LIST_LOOK_S
+        assert await pulse.of_lists(ledger, tenant=None) == (0,)
+        await asyncio.sleep(0.02)
+        clock[0] += LISTED_S
+        with pytest.raises(OSError, match="away"):
+            await pulse.of_lists(ledger, tenant=None)
 
     asyncio.run(work())
 

@@ -102,8 +102,9 @@ class Context:
             make: Gives the body and headers.
         """
         tenant = request.state.caller.tenant
-        mark = await self.pulse.of_jobs(self.ledger, tenant=tenant)
-        return await self.kept.given(request, mark, make, age_s=LIST_AGE_S)
+        mark = await self.pulse.of_lists(self.ledger, tenant=tenant)
+        at_hand = partial(self.pulse.jobs_at_hand, tenant)
+        return await self.kept.given(request, mark, make, age_s=LIST_AGE_S, at_hand=at_hand)
 
     def catalogue(self) -> Mapping[str, Json]:
         """What the workers published; 503 before they have."""

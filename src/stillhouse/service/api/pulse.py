@@ -21,6 +21,10 @@ LOOK_S, STALE_S, RECALLED_S = 0.5, 2.0, 60.0
 """What is recalled of jobs that are done is forgotten when anything changes in the ledger. That is looked for every
 ``LOOK_S`` while somebody asks; a look is waited for when the last one is ``STALE_S`` old. A change that two writers
 raced past is missed by it, so nothing is recalled for longer than ``RECALLED_S``."""
+LIST_LOOK_S, LISTED_S = 0.1, 0.5
+"""What another process changed shows in lists within ``LISTED_S``. It is looked for every ``LIST_LOOK_S`` while
+somebody asks, who is given the last mark: if one were read for each, all would wait for the database again and again.
+"""
 
 
 @dataclass
@@ -40,15 +44,18 @@ class Pulse:
         self._recent: dict[str, tuple[float, asyncio.Future[Mark]]] = {}
         self._waiting: _Waiting | None = None
         self._at_rest: dict[tuple[str | None, str], tuple[float, Mark]] = {}
+        self._listed: dict[str | None, tuple[float, Mark]] = {}
+        self._listing: dict[str | None, asyncio.Task[Mark]] = {}
         self._seen: Mark = ()
         self._looked_at = -math.inf
         self._looking: asyncio.Task[None] | None = None
         self._changes = 0
 
     def forget(self) -> None:
-        """What is recalled of jobs that are done: something may have been changed."""
+        """What is recalled: something may have been changed."""
         self._changes += 1
         self._at_rest.clear()
+        self._listed.clear()
 
     async def of_job(self, ledger: Lists, job_id: str, *, tenant: str | None) -> Mark:
         """The mark of a job: fresh, or, of one that is done, recalled while the ledger is as it was.
@@ -106,9 +113,37 @@ class Pulse:
         """The mark of all jobs that a tenant sees, fresh."""
         return await self._fresh(("jobs", tenant), "", lambda _: {"": ledger.jobs_mark()}) or ()
 
+    async def of_lists(self, ledger: Lists, *, tenant: str | None) -> Mark:
+        """The mark of all jobs that a tenant sees, at most ``LISTED_S`` old.
+
+        What a request to this process may have changed is in it at once.
+        """
+        read_at, mark = self._listed.get(tenant, (-math.inf, ()))
+        age_s = time.monotonic() - read_at
+        if age_s >= LISTED_S:
+            return await self._list(ledger, tenant)
+        if age_s >= LIST_LOOK_S and tenant not in self._listing:
+            task = self._listing[tenant] = asyncio.ensure_future(self._list(ledger, tenant))
+            task.add_done_callback(lambda _: self._listing.pop(tenant).cancelled() or task.exception())
+        return mark
+
+    async def _list(self, ledger: Lists, tenant: str | None) -> Mark:
+        began, changes = time.monotonic(), self._changes
+        mark = await self.of_jobs(ledger, tenant=tenant)
+        if changes == self._changes:
+            if len(self._listed) >= _MOST:
+                self._listed.clear()
+            self._listed[tenant] = began, mark
+        return mark
+
     def job_at_hand(self, tenant: str | None, job_id: str) -> Mark | None:
         """What ``of_job`` would give without reading anything; None where it would read."""
         return self._recalled(tenant, job_id) if time.monotonic() - self._looked_at < LOOK_S else None
+
+    def jobs_at_hand(self, tenant: str | None) -> Mark | None:
+        """What ``of_lists`` would give without reading anything; None where it would read."""
+        read_at, mark = self._listed.get(tenant, (-math.inf, ()))
+        return mark if time.monotonic() - read_at < LIST_LOOK_S else None
 
     async def _fresh(self, reader: Hashable, name: str, read: Read) -> Mark | None:
         """A mark whose reading began after this call: what the caller has written is in it.
