@@ -130,6 +130,32 @@ def test_what_is_known_to_hold_is_given_before_the_router() -> None:
     assert make.made == 1
 
 
+def test_what_has_aged_is_given_before_the_router_while_it_is_made_anew() -> None:
+    kept, now, going_on = Kept(), [100.0], threading.Event()
+
+    def slow() -> tuple[Any, dict[str, str]]:
+        assert going_on.wait(10)
+        return "new", {}
+
+    async def work() -> None:
+        await kept.given(request(), (1,), lambda: ("old", {}), age_s=1.0, at_hand=lambda: (1,))
+        now[0] += 1.5
+        assert kept.at_once(request()) is None, "somebody must have it made anew"
+        await kept.given(request(), (1,), slow, age_s=1.0, at_hand=lambda: (1,))
+        answer = kept.at_once(request("identity"))
+        assert answer is not None and answer.body == b'"old"'
+        now[0] += 0.6
+        assert kept.at_once(request()) is None, "twice its age is the most"
+        going_on.set()
+        await asyncio.gather(*kept._renewed.values())
+        answer = kept.at_once(request("identity"))
+        assert answer is not None and answer.body == b'"new"'
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stillhouse.service.api.kept.time.monotonic", lambda: now[0])
+        asyncio.run(work())
+
+
 @pytest.mark.parametrize(("method", "passed"), [("GET", 0), ("POST", 1), ("HEAD", 1)])
 def test_only_what_looks_is_given_before_the_router(method: str, passed: int) -> None:
     kept, calls, sent = Kept(), [0], []

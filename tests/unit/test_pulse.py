@@ -267,6 +267,31 @@ def test_lists_are_given_the_last_mark_while_the_next_is_read(clock: list[float]
     asyncio.run(work())
 
 
+def test_marks_are_at_hand_while_somebody_looks(clock: list[float]) -> None:
+    ledger = Counting()
+
+    async def work() -> None:
+        pulse = Pulse(ledger)
+        await pulse.of_lists(ledger, tenant=None)
+        for _ in range(2):
+            await pulse.of_job(ledger, "job", tenant=None)
+        mark = await pulse.of_job(ledger, "job", tenant=None)
+        clock[0] += LOOK_S - 0.01  # time enough for lists, and nearly for jobs
+        await pulse.of_lists(ledger, tenant=None)
+        clock[0] += 0.01 + LIST_LOOK_S
+        assert (pulse.jobs_at_hand(None), pulse.job_at_hand(None, "job")) == (None, None)
+        assert await pulse.of_lists(ledger, tenant=None) == (0,)
+        assert await pulse.of_job(ledger, "job", tenant=None) == mark
+        assert (pulse.jobs_at_hand(None), pulse.job_at_hand(None, "job")) == ((0,), mark), "both are being read"
+        clock[0] += LISTED_S
+        assert pulse.jobs_at_hand(None) is None
+        clock[0] += STALE_S
+        assert pulse.job_at_hand(None, "job") is None
+        await asyncio.sleep(0.02)
+
+    asyncio.run(work())
+
+
 def test_a_list_is_not_given_a_mark_that_was_read_before_a_change() -> None:
     ledger = Counting()
 

@@ -41,10 +41,11 @@ _Key = tuple[str | None, str, bytes]
 
 @dataclass(frozen=True)
 class _Told:
-    """What is given: for which mark, until when, the packed body, the headers."""
+    """What is given: for which mark, until when, until when while it is made anew, the packed body, the headers."""
 
     mark: Mark
     until: float
+    at_most: float
     packed: bytes
     headers: Mapping[str, str]
 
@@ -81,7 +82,9 @@ class Kept:
         """The kept answer where nothing has to be read or made for it; its route is noted in the request's scope."""
         entry = self._entries.get(_key(request))
         told = None if entry is None else entry.told
-        if entry is None or told is None or time.monotonic() >= told.until or entry.at_hand() != told.mark:
+        if entry is None or told is None or entry.at_hand() != told.mark:
+            return None
+        if time.monotonic() >= (told.at_most if _key(request) in self._renewed else told.until):
             return None
         with self._lock:
             if _key(request) in self._entries:
@@ -117,10 +120,10 @@ class Kept:
             entry.at_hand, entry.route = at_hand, request.scope.get("route")
         told = entry.told
         if told is not None and told.mark == mark:
-            late_s = time.monotonic() - told.until
-            if late_s < 0:
+            now = time.monotonic()
+            if now < told.until:
                 return _response(request, told)
-            if late_s < age_s:
+            if now < told.at_most:
                 if key not in self._renewed:
                     self._renew(key, self.made(partial(self.answer, request, mark, make, age_s=age_s)))
                 return _response(request, told)
@@ -151,7 +154,8 @@ class Kept:
             if told is None or told.mark != mark or time.monotonic() >= told.until:
                 body, headers = make()
                 packed = gzip.compress(dumped(body), _LEVEL, mtime=0)
-                told = entry.told = _Told(mark, time.monotonic() + age_s, packed, headers)
+                now = time.monotonic()
+                told = entry.told = _Told(mark, now + age_s, now + 2 * age_s, packed, headers)
                 self._count(key, entry, _OWN_BYTES + len(repr(key)) + len(packed))
         return _response(request, told)
 

@@ -138,12 +138,15 @@ class Pulse:
 
     def job_at_hand(self, tenant: str | None, job_id: str) -> Mark | None:
         """What ``of_job`` would give without reading anything; None where it would read."""
-        return self._recalled(tenant, job_id) if time.monotonic() - self._looked_at < LOOK_S else None
+        looking = self._looking is not None and not self._looking.done()
+        recent = time.monotonic() - self._looked_at < (STALE_S if looking else LOOK_S)
+        return self._recalled(tenant, job_id) if recent else None
 
     def jobs_at_hand(self, tenant: str | None) -> Mark | None:
         """What ``of_lists`` would give without reading anything; None where it would read."""
         read_at, mark = self._listed.get(tenant, (-math.inf, ()))
-        return mark if time.monotonic() - read_at < LIST_LOOK_S else None
+        recent = time.monotonic() - read_at < (LISTED_S if tenant in self._listing else LIST_LOOK_S)
+        return mark if recent else None
 
     async def _fresh(self, reader: Hashable, name: str, read: Read) -> Mark | None:
         """A mark whose reading began after this call: what the caller has written is in it.
