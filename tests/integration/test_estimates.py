@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from PIL import Image
 from sqlalchemy import insert
 
 from served import SUMMARY, Served, problem
+from speed import standard_seconds
 from stillhouse.distill import catalogue as catalogue_file
 from stillhouse.distill.data.codecs import measure_curve
 from stillhouse.search.catalogue import Catalogue
@@ -35,9 +34,7 @@ Live = Callable[[FastAPI], str]
 def test_an_estimate_counts_and_says_what_relaxing_opens(served: Served) -> None:
     dataset = served.ready()
     body = {"dataset": dataset, "budget": {"max_flops": 7.6e6, "max_image_size": 64}}
-    began = time.process_time()
     answer = served.http.post("/estimates", json=body)
-    assert time.process_time() - began < 2.0
     assert answer.status_code == 200, answer.text
     found = answer.json()
     # 32 -> 32 fits; 32 -> 64 and 64 -> 64 have 4 M MACs, where 3.8 M are allowed.
@@ -85,18 +82,12 @@ def test_the_whole_catalogue_is_answered_within_two_seconds(limit: str | None, s
     space = Space(Catalogue.from_json(known), record.summary, spec)
     assert len(space.candidates) > 2000
     measured_all(sqlite_url, Planner(spec, record.stage_key, space.classes, known), space.candidates)
-    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
-    clock = time.process_time if busy else time.perf_counter  # what others do on a busy machine is not ours
-    seconds = []
-    for _ in range(3):
-        began = clock()
-        answer = served.http.post("/estimates", json=body)
-        seconds.append(clock() - began)
-        assert answer.status_code == 200, answer.text
-        assert (answer.json()["candidates"], answer.json()["unmeasured"]) == (len(space.candidates), 0)
+    seconds, answer = standard_seconds(lambda: served.http.post("/estimates", json=body))
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["candidates"], answer.json()["unmeasured"]) == (len(space.candidates), 0)
     served.http.close()
     served.ledger.close()
-    assert min(seconds) < 2.0
+    assert seconds < 2.0
 
 
 def coloured(count: int) -> list[Image.Image]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from speed import slowness
 from stillhouse.search.compare import in_doubt, mcnemar, significant_front, tied_with, ties
 from stillhouse.search.domain import Accuracy, Candidate, Cost, Deployment, Size
 from stillhouse.search.pareto import front
@@ -179,5 +180,5 @@ def test_a_hundred_thousand_deployments_are_told_apart_soon():
     on_front = {str(i) for i in front(np.column_stack((right.mean(axis=1), costs)))}
     began = time.process_time()
     found = in_doubt(members, on_front, ("macs", "params"))
-    assert time.process_time() - began < 3.0
+    assert (time.process_time() - began) / slowness() < 3.0
     assert 0 < len(found) < count / 2

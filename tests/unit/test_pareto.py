@@ -1,9 +1,10 @@
 import dataclasses
-import time
+from functools import partial
 
 import numpy as np
 import pytest
 
+from speed import standard_seconds
 from stillhouse.search.domain import Accuracy, Budget, Candidate, Cost, Deployment, Size
 from stillhouse.search.pareto import (
     cheapest_within,
@@ -45,16 +46,6 @@ def test_front_refuses_what_cannot_be_compared(points):
         front(points)
 
 
-def seconds(function, *args):
-    """Least processor time of three runs, and what came of it: others may be using the machine."""
-    times = []
-    for _ in range(3):
-        started = time.process_time()
-        found = function(*args)
-        times.append(time.process_time() - started)
-    return min(times), found
-
-
 def many(objectives, noise):
     """100,000 points as searches give them: costs over decades, accuracy that grows with all of them, in 1 / 5000."""
     rng = np.random.default_rng(0)
@@ -67,7 +58,7 @@ def many(objectives, noise):
     ("objectives", "noise", "least"), [(2, 0.05, 10), (2, 0.0, 99_000), (3, 0.05, 100), (3, 0.0, 90_000)]
 )
 def test_front_of_a_hundred_thousand_points_is_fast(objectives, noise, least):
-    took, members = seconds(front, many(objectives, noise))
+    took, members = standard_seconds(partial(front, many(objectives, noise)))
     assert took < 0.5
     assert len(members) > least
 
@@ -75,13 +66,13 @@ def test_front_of_a_hundred_thousand_points_is_fast(objectives, noise, least):
 def test_front_of_three_objectives_is_fast_where_the_costs_trade_off():
     rng = np.random.default_rng(0)
     cost = rng.random(100_000)
-    took, members = seconds(front, np.column_stack((rng.random(100_000), cost, 1 - cost)))
+    took, members = standard_seconds(partial(front, np.column_stack((rng.random(100_000), cost, 1 - cost))))
     assert took < 0.5
     assert len(members) > 99_000
 
 
 def test_promotion_order_of_a_thousand_points_is_fast():
-    took, order = seconds(promotion_order, many(3, 0.05)[:1000])
+    took, order = standard_seconds(partial(promotion_order, many(3, 0.05)[:1000]))
     assert took < 0.1
     assert len(order) == 1000
 
@@ -212,7 +203,7 @@ def test_the_front_of_a_hundred_thousand_deployments_is_fast():
         for number, (accuracy, macs, image_bytes) in enumerate(points)
     ]
     budget = Budget(max_model_bytes=500, min_accuracy=0.2)
-    took, members = seconds(deployment_front, deployments, ("macs",), budget)
+    took, members = standard_seconds(partial(deployment_front, deployments, ("macs",), budget))
     assert took < 0.5
     assert len(members) > 10
 
@@ -234,6 +225,9 @@ def test_a_front_of_a_hundred_thousand_deployments_takes_less_than_half_a_second
         for index, (told, cost) in enumerate(zip(right, costs, strict=True))
     ]  # fmt: skip
     budget = Budget(max_macs=10**9, max_image_bytes=2500, min_accuracy=0.2)
-    took, members = seconds(deployment_front, deployments, ("macs", "image_bytes"), budget)
+    took, members = standard_seconds(partial(deployment_front, deployments, ("macs", "image_bytes"), budget))
     assert took < 0.5
     assert {member.chosen_by for member in members} < {Accuracy(told, 1000) for told in right}
+    assert all(member.chosen_share == member.chosen_by.value for member in members)
+    plain = dataclasses.replace(members[0], details={})
+    assert plain.chosen_share == plain.chosen_by.value == 0.9

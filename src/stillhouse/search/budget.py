@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from stillhouse.search.errors import BudgetError
@@ -96,15 +97,20 @@ class Budget:
         A cost that is not known yet (None) does not count.
         """
         found: dict[str, float] = {}
-        for limit_name, name in _COST_OF_LIMIT:
-            limit = getattr(self, limit_name)
-            value = None if limit is None else getattr(cost, name)
+        for limit_name, name, limit in self._set:
+            value = getattr(cost, name)
             if value is None:
                 continue
             ratio = value.ratio(limit) if isinstance(value, Size) else value / limit
             if ratio > 1:
                 found[limit_name] = ratio
         return found
+
+    @cached_property
+    def _set(self) -> tuple[tuple[str, str, Any], ...]:
+        """The limits that are set: name, name of the cost, value."""
+        limits = ((limit_name, name, getattr(self, limit_name)) for limit_name, name in _COST_OF_LIMIT)
+        return tuple(each for each in limits if each[2] is not None)
 
     @property
     def needs_device(self) -> bool:

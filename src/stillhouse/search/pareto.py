@@ -211,15 +211,17 @@ def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str
         ValueError: A deployment was not measured in one of the objectives.
     """
     least = budget.min_accuracy or 0.0
-    accuracy = [item.chosen_by.value for item in deployments]
-    fits = [value >= least and not budget.excess(d.cost) for value, d in zip(accuracy, deployments, strict=True)]
+    accuracy = [item.chosen_share for item in deployments]
+    excess = budget.excess
+    fits = [value >= least and not excess(item.cost) for value, item in zip(accuracy, deployments, strict=True)]
     fitting = list(itertools.compress(deployments, fits))
     columns = [list(itertools.compress(accuracy, fits))]
     columns += [[item.objective(name) for item in fitting] for name in objectives]
     points = np.array(columns).T
     members = front(points)
     # Few are equal to a member: to sort them all by who comes first would take longer than the front itself.
-    equal: list[int] = np.flatnonzero(np.isin(points[:, 0], points[members, 0])).tolist() if members else []
+    alike = [np.isin(column, column[members]) for column in points.T] if members else []
+    equal: list[int] = np.flatnonzero(np.all(alike, axis=0)).tolist() if members else []
     first: dict[bytes, Deployment] = {points[index].tobytes(): fitting[index] for index in members}
     for index in equal:
         point, item = points[index].tobytes(), fitting[index]
