@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 from hypothesis import assume, given
@@ -58,6 +59,6 @@ def test_a_limit_set_to_the_cost_is_met(budget, cost):
     excess = budget.excess(cost)
     assume(excess)
     raised = {name: getattr(cost, name.removeprefix("max_")) for name in excess}
-    wider = Budget(**({name: getattr(budget, name) for name in vars(budget)} | raised))
+    wider = dataclasses.replace(budget, **raised)
     assert not budget.excess(cost).keys() & wider.excess(cost).keys()
     assert all(ratio > 1 for ratio in excess.values())

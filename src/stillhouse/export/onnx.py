@@ -69,6 +69,7 @@ def export(
     example = torch.zeros(shape, dtype=torch.uint8, device=_device(network))
     with example.device:  # so that merged convolutions are made where the network lies
         deployed = Deployed(reparameterize_model(network)).eval()
+    _out_of_place(deployed)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -93,6 +94,14 @@ def export(
     fresh.write_bytes(model.SerializeToString())
     fresh.replace(path)
     return ExportInfo(path, path.stat().st_size, max(entry.version for entry in model.opset_import if not entry.domain))
+
+
+def _out_of_place(network: nn.Module) -> None:
+    """Activations that write into their input are taken apart by the exporter and put together again: the same graph in
+    twice the time."""
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
 
 
 def _describe(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
