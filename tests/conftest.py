@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from xdist.scheduler import LoadFileScheduling
 
 from postgres import PostgresServer, administer
 from stillhouse.search.ports import Ledger
@@ -21,6 +22,18 @@ from stillhouse.service.db.memory import MemoryLedger
 from stillhouse.service.db.migrate import upgrade
 
 pytest_plugins = ["faulty", "served", "cluster", "bucket"]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """A file's tests go to one worker, and so do all that need a Ray cluster or a whole job to compare with: once is
+    enough of either."""
+    return _Scheduling(config, log)
+
+
+class _Scheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::", 1)[0]
+        return "whole" if path.startswith(("tests/fault/", "tests/contract/test_engine_")) else path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

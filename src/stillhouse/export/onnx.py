@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -97,9 +98,12 @@ def export(
 
 
 def _out_of_place(network: nn.Module) -> None:
-    """Activations that write into their input are taken apart by the exporter and put together again: the same graph in
-    twice the time."""
-    for module in network.modules():
+    """Has no module write into its input: the exporter takes such an activation apart and puts it together again.
+
+    The graph is the same, and an export of LCNet takes half the time.
+    """
+    modules: Iterator[Any] = network.modules()
+    for module in modules:
         if getattr(module, "inplace", False):
             module.inplace = False
 
