@@ -342,3 +342,26 @@ def test_a_mark_is_at_hand_while_no_look_is_due(clock: list[float]) -> None:
         assert pulse.job_at_hand(None, "job") is None
 
     asyncio.run(work())
+
+
+def test_it_is_settled_when_nothing_is_read_any_more(clock: list[float]) -> None:
+    begun, reads = threading.Event(), [0]
+
+    def read() -> Mark:
+        if reads[0]:
+            begun.set()
+            time.sleep(0.1)
+        reads[0] += 1
+        return (reads[0],)
+
+    async def work() -> None:
+        pulse = Pulse(MemoryLedger())
+        await pulse.of_lists(Fixed(read), tenant=None)
+        clock[0] += 2 * LIST_LOOK_S
+        await pulse.of_lists(Fixed(read), tenant=None)
+        assert await asyncio.to_thread(begun.wait, 5)
+        assert reads == [1]
+        await pulse.settled()
+        assert reads == [2]
+
+    asyncio.run(work())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
+from collections.abc import AsyncIterator
 
 import uvicorn
 from fastapi import Depends, FastAPI
@@ -52,6 +54,7 @@ def create_app(ledger: ServiceLedger, store: ArtifactStore, settings: Settings) 
         description="From labelled pictures and a budget to ONNX models that fit the device.",
         docs_url=None,
         redoc_url=None,
+        lifespan=_until_settled,
     )
     app.state.context = Context.whole(ledger, store, settings)
     Uploads(settings.uploads, most_bytes=settings.max_upload_bytes).clean()
@@ -77,6 +80,14 @@ def create_app(ledger: ServiceLedger, store: ArtifactStore, settings: Settings) 
     app.add_middleware(RequestMetrics)
     app.add_middleware(Guard, hosts=settings.hosts)  # added last: it stands outermost
     return app
+
+
+@contextlib.asynccontextmanager
+async def _until_settled(app: FastAPI) -> AsyncIterator[None]:
+    """Who closes the ledger next must not take it away from a thread that still reads."""
+    yield
+    await app.state.context.kept.settled()
+    await app.state.context.pulse.settled()
 
 
 def serve_app(app: FastAPI, settings: Settings) -> None:

@@ -133,6 +133,10 @@ class Kept:
         """What a thread makes, few at once."""
         return await to_thread.run_sync(answer, limiter=self._makers)
 
+    async def settled(self) -> None:
+        """Returns when nothing is being made anew any more."""
+        await asyncio.gather(*self._renewed.values(), return_exceptions=True)
+
     def _renew(self, key: _Key, made: Coroutine[None, None, Response]) -> None:
         task = self._renewed[key] = asyncio.ensure_future(made)
 

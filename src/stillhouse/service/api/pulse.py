@@ -148,6 +148,13 @@ class Pulse:
         recent = time.monotonic() - read_at < (LISTED_S if tenant in self._listing else LIST_LOOK_S)
         return mark if recent else None
 
+    async def settled(self) -> None:
+        """Returns when nothing is being read any more."""
+        reader = self._waiting.reader if self._waiting is not None else None
+        tasks = [reader, self._looking, *self._listing.values(), *(read for _, read in self._recent.values())]
+        ours = [task for task in tasks if task is not None and task.get_loop() is asyncio.get_running_loop()]
+        await asyncio.gather(*ours, return_exceptions=True)
+
     async def _fresh(self, reader: Hashable, name: str, read: Read) -> Mark | None:
         """A mark whose reading began after this call: what the caller has written is in it.
 
