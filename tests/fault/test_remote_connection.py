@@ -50,8 +50,9 @@ class Far:
         assert not list((self.node / "work").iterdir())
         assert not (self.node / "stillhouse.db").exists()
 
-    def at_work(self, kind: StageKind) -> bool:
-        return any(stage.plan.kind is kind and stage.progress for stage in self.rig.stages().values())
+    def begun(self, kind: StageKind) -> bool:
+        """True from the first attempt on: that may be over within a second, and who looks then must not miss it."""
+        return any(stage.plan.kind is kind and stage.attempts for stage in self.rig.stages().values())
 
     def said(self) -> str:
         """The end of each worker's log."""
@@ -103,7 +104,7 @@ def test_connections_break_in_the_middle_of_answers_and_uploads(far: Callable[..
         Cut(rb"POST /attempts/\w+/commit", answer=True, times=3),
     ]
     here = far(*cuts)
-    here.rig.until(lambda: here.at_work(StageKind.TEACHER), "no teacher is trained")
+    here.rig.until(lambda: here.begun(StageKind.TEACHER), "no teacher is trained")
     here.proxy.refusing = True
     here.proxy.drop()
     time.sleep(1.5)
@@ -117,7 +118,7 @@ def test_connections_hang_for_longer_than_the_lease(far: Callable[..., Far], ref
     """The late worker cannot be reached: it finds its lease gone by itself, and another attempt does its stage."""
     here = far()
     here.engine.deaf = True
-    here.rig.until(lambda: here.at_work(StageKind.TEACHER), "no teacher is trained")
+    here.rig.until(lambda: here.begun(StageKind.TEACHER), "no teacher is trained")
     here.proxy.delay_s = 2 * LEASE_S
     here.rig.until(lambda: here.rig.attempts()["lost"] == 1, "the late one was not given up", 8 * LEASE_S)
     here.proxy.delay_s = 0.0
