@@ -20,8 +20,16 @@ from stillhouse.search.ports import Ledger
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.db.memory import MemoryLedger
 from stillhouse.service.db.migrate import upgrade
+from stillhouse.service.engine.local import THREAD_VARIABLES
 
 pytest_plugins = ["faulty", "served", "cluster", "bucket"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for each of pytest-xdist's workers: they have the processors together, and threads that wait for their
+    turn spin. What starts stages gives those their share itself."""
+    if config.getoption("numprocesses", None):
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
