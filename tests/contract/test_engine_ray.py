@@ -186,5 +186,4 @@ def test_a_head_that_starts_anew_loses_no_work(
     assert served.ledger.dataset(dataset).state == "ready", served.ledger.dataset(dataset).reason
     assert served.ledger.attempt(first.id).state == "lost"
     engine.close()
-    served.http.close()
-    served.ledger.close()
+    served.close()

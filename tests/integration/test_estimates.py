@@ -85,8 +85,7 @@ def test_the_whole_catalogue_is_answered_within_two_seconds(limit: str | None, s
     seconds, answer = standard_seconds(lambda: served.http.post("/estimates", json=body))
     assert answer.status_code == 200, answer.text
     assert (answer.json()["candidates"], answer.json()["unmeasured"]) == (len(space.candidates), 0)
-    served.http.close()
-    served.ledger.close()
+    served.close()
     assert seconds < 2.0
 
 

@@ -395,5 +395,4 @@ def test_a_stage_is_done_with_an_address_and_a_token(sqlite_url: str, live: Live
     assert {line["attempt"] for line in events} == {attempt.id}
     assert not list((away_home / "work").iterdir())
     assert not (away_home / "stillhouse.db").exists()
-    served.http.close()
-    served.ledger.close()
+    served.close()

@@ -228,5 +228,4 @@ def test_uploads_on_a_small_disk(least: int, small_disk: Path) -> None:
         assert [deed["status"] for deed in done if deed["path"] == f"/uploads/{other}"] == [507]
         assert create_app(served.ledger, served.store, served.settings)
     finally:
-        served.http.close()
-        served.ledger.close()
+        served.close()

@@ -60,7 +60,13 @@ class Served:
         self.ledger, self.store = SqlLedger(url), DiskStore(home / "artifacts")
         self.ledger.publish_catalogue(CATALOGUE)
         self.settings = Settings.load(home=home, **settings)
-        self.http = TestClient(create_app(self.ledger, self.store, self.settings), base_url="http://127.0.0.1")
+        app = create_app(self.ledger, self.store, self.settings)
+        self.http = TestClient(app, base_url="http://127.0.0.1").__enter__()  # one event loop for all requests
+
+    def close(self) -> None:
+        """Ends the application, which waits for the threads that still read, and then closes the ledger."""
+        self.http.__exit__()
+        self.ledger.close()
 
     def ready(self) -> str:
         dataset = self.http.post("/datasets", json={"builtin": "textures"}).json()["id"]
@@ -104,8 +110,7 @@ def serve(sql_url: str, tmp_path: Path) -> Iterator[Serve]:
 
     yield start
     for served in opened:
-        served.http.close()
-        served.ledger.close()
+        served.close()
 
 
 @pytest.fixture
