@@ -49,7 +49,7 @@ JOBS, TRIALS, MODELS, CLIENTS, LISTENERS = 1000, 20, 100, 20, 200
 
 
 def fill(url: str, jobs: int) -> list[str]:
-    """Stores the jobs, of which the last runs; gives the ids of the others."""
+    """Stores the jobs, and one more that runs; gives the ids of those that are done."""
     upgrade(url)
     ledger = SqlLedger(url)
     ledger.publish_catalogue({"names": [], "archs": {}, "methods": {}, "code": {}, "weights": {}})
@@ -57,7 +57,7 @@ def fill(url: str, jobs: int) -> list[str]:
     ledger.end_dataset(dataset.id, "ready", summary={"classes": ["a"] * 20}, reason=None, faults=())
     template, rng = ledger.job(ledger.add_job(JobSpec(dataset.id, trials=TRIALS)).id), random.Random(0)
     spec = template.spec.to_json()
-    done = [f"job_{number:012x}" for number in range(jobs - 1)]
+    done = [f"job_{number:012x}" for number in range(jobs)]
     for start in range(0, len(done), 50):
         part = done[start : start + 50]
         rows = [_rows(job, start + at, dataset.id, spec, rng) for at, job in enumerate(part)]
@@ -259,7 +259,7 @@ def run(url: str, home: Path, jobs: int, requests: int) -> dict[str, Any]:
         process.wait()
     return {
         "database": url.partition(":")[0],
-        "jobs": jobs,
+        "jobs": jobs + 1,
         "deployments": len(done) * MODELS,
         "clients": CLIENTS,
         **figures,

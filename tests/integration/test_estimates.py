@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from sqlalchemy import insert
 
 from served import SUMMARY, Served, problem
-from speed import standard_seconds
+from speed import slowness, standard_seconds
 from stillhouse.distill import catalogue as catalogue_file
 from stillhouse.distill.data.codecs import measure_curve
 from stillhouse.search.catalogue import Catalogue
@@ -34,7 +35,9 @@ Live = Callable[[FastAPI], str]
 def test_an_estimate_counts_and_says_what_relaxing_opens(served: Served) -> None:
     dataset = served.ready()
     body = {"dataset": dataset, "budget": {"max_flops": 7.6e6, "max_image_size": 64}}
+    began = time.process_time()
     answer = served.http.post("/estimates", json=body)
+    assert (time.process_time() - began) / slowness() < 2.0
     assert answer.status_code == 200, answer.text
     found = answer.json()
     # 32 -> 32 fits; 32 -> 64 and 64 -> 64 have 4 M MACs, where 3.8 M are allowed.

@@ -1,7 +1,9 @@
 """The API tells what a job still needs and how its front grew."""
 
+import time
+
 from served import CATALOGUE, Served
-from speed import standard_seconds
+from speed import slowness
 from stillhouse.search.domain import Candidate, Cost, Size, StageKind, StagePlan
 
 CANDIDATE = Candidate("lcnet_050", Size(32, 32), Size(64, 64))
@@ -47,6 +49,7 @@ def test_fifty_running_jobs_are_listed_soon(served: Served) -> None:
     for seed in range(50):
         running(served, dataset, seed)
     served.http.get("/jobs")
-    took, listed = standard_seconds(lambda: served.http.get("/jobs").json())
-    assert took < 3
+    began = time.process_time()
+    listed = served.http.get("/jobs").json()
+    assert (time.process_time() - began) / slowness() < 3
     assert sum(job["eta_s"] is not None for job in listed) == 50

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from speed import slowness
 from stillhouse import __version__
 from stillhouse.service.cli import app
 
@@ -95,3 +96,15 @@ def test_files_and_functions_stay_short(path: Path) -> None:
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             limit = allowed.get(node.name, 60) if path.name == "cli_run.py" else 60
             assert length <= limit, f"{node.name} has {length} lines"
+
+
+def test_the_api_starts_without_torch() -> None:
+    code = (
+        "import sys, time; t = time.process_time(); import stillhouse.service.app;"
+        "bad = {'torch', 'timm', 'optuna', 'onnxruntime'} & set(sys.modules);"
+        "print(time.process_time() - t); sys.exit(str(bad) if bad else 0)"
+    )
+    done = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False) for _ in "12"]
+    assert all(run.returncode == 0 for run in done), done[0].stderr
+    seconds = min(float(run.stdout) for run in done) / slowness()
+    assert seconds < 2.5, f"the API's modules took {seconds:.2f} s of CPU to import"

@@ -355,7 +355,7 @@ class JobStep:
             passing("deployment.after")
         chosen = reference(family, self._spec)
         epochs = self._desk.planner.levels[-1]
-        self._move(trial, "done", cost=chosen.cost, accuracy=chosen.chosen_by.value, epochs=epochs)
+        self._move(trial, "done", cost=chosen.cost, accuracy=chosen.chosen_share, epochs=epochs)
 
     def _want(self, plans: Iterable[StagePlan], number: int) -> list[StageRecord]:
         """Makes sure that a trial's stages exist and are worked on; returns them as stored."""

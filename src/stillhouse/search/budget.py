@@ -97,7 +97,7 @@ class Budget:
         A cost that is not known yet (None) does not count.
         """
         found: dict[str, float] = {}
-        for limit_name, name, limit in self._set:
+        for limit_name, name, limit in self._limits:
             value = getattr(cost, name)
             if value is None:
                 continue
@@ -107,7 +107,7 @@ class Budget:
         return found
 
     @cached_property
-    def _set(self) -> tuple[tuple[str, str, Any], ...]:
+    def _limits(self) -> tuple[tuple[str, str, Any], ...]:
         """The limits that are set: name, name of the cost, value."""
         limits = ((limit_name, name, getattr(self, limit_name)) for limit_name, name in _COST_OF_LIMIT)
         return tuple(each for each in limits if each[2] is not None)

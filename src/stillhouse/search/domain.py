@@ -258,7 +258,7 @@ class Deployment:
 
     @property
     def chosen_share(self) -> float:
-        """``chosen_by.value`` at a fraction of its time: a front asks a hundred thousand deployments."""
+        """The value of ``chosen_by``, at a fraction of its time: a front asks a hundred thousand deployments."""
         coded = self.details.get("coded_val") if self.judged == "coded" else None
         return coded["correct"] / coded["total"] if coded else self.validation.value
 

@@ -93,7 +93,7 @@ class Ending:
             chosen: The front of what the job's own method made. It stays as it is while comparisons come in, so what is
                 compared does not depend on their order; and no other trial can come onto the front by them.
         """
-        best = max(chosen, key=lambda member: member.chosen_by.value)
+        best = max(chosen, key=lambda member: member.chosen_share)
         files = {_file_of(member): member for member in (chosen if self._job.spec.ablate == "all" else [best])}
         methods = baselines(self._job.spec, self._planner.catalogue).values()
         return [
@@ -193,11 +193,11 @@ def why_empty(job: JobRecord, trials: Sequence[TrialRecord], deployments: Sequen
     """Why no deployment of a job is on its front."""
     budget = job.spec.budget
     if deployments:
-        best = max(deployments, key=lambda d: d.chosen_by.value)
+        best = max(deployments, key=lambda d: d.chosen_share)
         excess = ", ".join(sorted(budget.excess(best.cost)))
         beyond = f" and lies beyond {excess}" if excess else ""
         return (
-            f"{UNMET}: of {len(deployments)} trained models the best reaches {best.chosen_by.value:.1%} "
+            f"{UNMET}: of {len(deployments)} trained models the best reaches {best.chosen_share:.1%} "
             f"on validation{beyond}; relax min_accuracy or the limit named, or train longer"
         )
     stopped = next((trial for trial in trials if trial.state == "stopped"), None)

@@ -235,7 +235,7 @@ class Outlook:
         members = deployment_front(own, self._spec.objectives, self._spec.budget)
         compared = members
         if self._spec.ablate != "all" and members:
-            compared = [max(members, key=lambda member: member.chosen_by.value)]
+            compared = [max(members, key=lambda member: member.chosen_share)]
         students = {item.trial_number: self._student(item.candidate) for item in compared} or {0: self._mean_student}
         files = max(1, len({(item.trial_number, item.precision) for item in compared}))
         made = {(item.trial_number, item.precision, item.variant) for item in deployments if item.is_baseline}

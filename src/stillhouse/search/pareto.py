@@ -212,8 +212,7 @@ def deployment_front(deployments: Sequence[Deployment], objectives: Sequence[str
     """
     least = budget.min_accuracy or 0.0
     accuracy = [item.chosen_share for item in deployments]
-    excess = budget.excess
-    fits = [value >= least and not excess(item.cost) for value, item in zip(accuracy, deployments, strict=True)]
+    fits = [value >= least and not budget.excess(item.cost) for value, item in zip(accuracy, deployments, strict=True)]
     fitting = list(itertools.compress(deployments, fits))
     columns = [list(itertools.compress(accuracy, fits))]
     columns += [[item.objective(name) for item in fitting] for name in objectives]
@@ -243,7 +242,7 @@ def picks(members: Sequence[Deployment], objectives: Sequence[str]) -> dict[str,
     """
     if not members:
         return {}
-    points = [[item.chosen_by.value, *(item.objective(name) for name in objectives)] for item in members]
+    points = [[item.chosen_share, *(item.objective(name) for name in objectives)] for item in members]
     found = {name: members[cheapest_within(points, column)] for column, name in enumerate(objectives, start=1)}
     return {"knee": members[knee(points)], **found}
 

@@ -119,7 +119,7 @@ def _named(ctx: Context, dataset: str | None, job_ids: Sequence[str]) -> list[Jo
 
 def _fitting(spec: JobSpec, deployments: Sequence[Deployment]) -> list[Deployment]:
     least = spec.budget.min_accuracy or 0.0
-    return [item for item in deployments if item.chosen_by.value >= least and not spec.budget.excess(item.cost)]
+    return [item for item in deployments if item.chosen_share >= least and not spec.budget.excess(item.cost)]
 
 
 def _progress(ctx: Context, job: JobRecord) -> list[dict[str, Json]]:
