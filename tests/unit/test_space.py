@@ -262,19 +262,31 @@ GREY = {
 
 
 def test_precisions_that_a_network_lacks_bound_no_file():
-    lacking = {**DATA["archs"]["small_cnn"], "lacks": {"stride1": {"int8": "too far from fp32"}}}
+    lacks = {"stride1": {"int8": "too far from fp32"}, "96x96|stride1": {}}
+    lacking = {**DATA["archs"]["small_cnn"], "lacks": lacks}
     catalogue = Catalogue.from_json({**DATA, "archs": {"small_cnn": lacking}})
     found = space(catalogue=catalogue, precisions=("fp32", "fp16", "int8"))
     stock, fine = (candidate("small_cnn", 64, 64, stem) for stem in ("stock", "stride1"))
     assert (found.precisions(stock), found.precisions(fine)) == (("fp32", "fp16", "int8"), ("fp32", "fp16"))
     assert found.bound(stock).model_bytes == math.ceil(0.9 * 100_033)
     assert found.bound(fine).model_bytes == math.ceil(1.8 * 100_033)
+    assert len(found.precisions(candidate("small_cnn", 64, 96, "stride1"))) == 3, "here all three work"
 
 
 def test_a_network_that_failed_its_check_is_refused_with_the_reason():
     catalogue = Catalogue.from_json({**DATA, "excluded": {"huge_teacher": {"stock": "exports: no such operator"}}})
     with pytest.raises(UserError, match=r"huge_teacher failed its check.*stem stock: exports: no such operator"):
         space(catalogue=catalogue, archs=("huge_teacher",))
+
+
+def test_a_cell_that_failed_its_check_is_no_candidate_even_where_its_costs_are_known():
+    even, failed = counted(lambda h, w: h * w), {"excluded": {"40x56|stock": "exports: no such operator"}}
+    known = [Catalogue.from_json({**DATA, "archs": {"even": entry}}) for entry in (even, even | failed)]
+    spaces = [space(catalogue=each, archs=("even",), image_sizes=("40x56",)) for each in known]
+    whole, less = ({entry.network_size for entry in each.candidates} for each in spaces)
+    assert Size(40, 56) in whole and less == whole - {Size(40, 56)}
+    with pytest.raises(UserError, match=r"even failed its check in stem stock at 40x56 \(exports: no such operator\)"):
+        known[1].costs("even", Size(40, 56), "stock", 2)
 
 
 def test_grey_costs_two_channels_less_and_the_bytes_of_grey_files():

@@ -4,9 +4,9 @@
 writes ``search/catalogue.json``, which the planner reads without torch. A test re-counts a sample each run.
 
 Costs are those of the network as deployed, branches merged; a cell holds those of the body, to which the planner adds
-what each class costs. What each channel of the picture costs stands apart: a network that reads grey saves two. An
-architecture in a stem that does not build, train or export is left out, by the table ``search/catalogue_checks.json``
-that ``python -m stillhouse.service.cell_check`` writes.
+what each class costs. What each channel of the picture costs stands apart: a network that reads grey saves two. A
+cell that does not build, train or export is left out, by the table ``search/catalogue_checks.json`` that
+``python -m stillhouse.service.cell_check`` writes.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ _PROBE_CLASSES = 2
 
 _PER_CHANNEL = ("macs_per_channel", "params_per_channel")
 _NEEDED = ("builds", "trains", "exports")
-"""Checks without which an architecture in a stem is no candidate."""
+"""Checks without which a cell is no candidate."""
 
 _STEP = re.compile(rf"(?:^|; )({'|'.join((*_NEEDED, *PRECISIONS[1:]))}): ")
 
-_TIMM_ERRORS = (StageError, RuntimeError, ValueError, AssertionError, TypeError)
+TIMM_ERRORS = (StageError, RuntimeError, ValueError, AssertionError, TypeError)
 """timm's networks have no error type of their own."""
 
 
@@ -138,7 +138,7 @@ def describe(arch: str, without: Collection[str] = ()) -> dict[str, Json]:
 
     Args:
         arch: A timm name.
-        without: Stems to leave out.
+        without: Stems, and cells ``size|stem``, to leave out.
 
     Raises:
         UnknownNameError, StageError: As ``zoo.build``; or it computes at none of the sizes.
@@ -147,7 +147,7 @@ def describe(arch: str, without: Collection[str] = ()) -> dict[str, Json]:
     stems = [stem for stem in stems_of(stock) if stem not in without]
     found: dict[tuple[Size, str], dict[str, int]] = {}
     for stem, size in itertools.product(stems, NETWORK_SIZES):
-        costs = _counted(arch, size, stem)
+        costs = None if f"{size}|{stem}" in without else _counted(arch, size, stem)
         if costs is not None:
             found[size, stem] = costs
     if not found:
@@ -173,42 +173,51 @@ def describe(arch: str, without: Collection[str] = ()) -> dict[str, Json]:
     }
 
 
-def refused(checks: Mapping[str, Json]) -> set[tuple[str, str]]:
-    """The (architecture, stem) that by the table of checks do not build, train or export."""
-    return {
-        (name.split("|")[0], name.split("|")[1])
-        for name, verdict in checks["cells"].items()
-        if not all(verdict[check] for check in _NEEDED)
-    }
-
-
 def excluded(checks: Mapping[str, Json]) -> dict[str, dict[str, str]]:
-    """Architecture -> stem -> why it is no candidate, of those ``refused``."""
+    """Architecture -> place -> why it is no candidate there: by the table of checks it does not build, train or export.
+
+    A place is a stem, where all its cells fail, or a cell ``size|stem``.
+    """
     found: dict[str, dict[str, str]] = {}
-    for arch, stem, reasons in _failures(checks):
-        whys = [f"{step}: {why}" for step, why in reasons.items() if step in _NEEDED]
+    for (arch, stem), cells in _failures(checks).items():
+        whys = {
+            f"{size}|{stem}": "; ".join(f"{step}: {why}" for step, why in reasons.items() if step in _NEEDED)
+            for size, reasons in cells.items()
+            if not reasons.keys().isdisjoint(_NEEDED)
+        }
         if whys:
-            found.setdefault(arch, {}).setdefault(stem, "; ".join(whys))
+            whole = {stem: next(iter(whys.values()))}
+            found.setdefault(arch, {}).update(whole if len(whys) == len(cells) else whys)
     return found
 
 
 def lacking(checks: Mapping[str, Json]) -> dict[str, dict[str, dict[str, str]]]:
-    """Architecture -> stem -> precision -> why no file of it works; a stem that fails at one size counts as failing."""
+    """Architecture -> place -> precision -> why no file of it works; as ``search.catalogue.lacking`` reads it.
+
+    What fails at each size of a stem stands under the stem, and under a cell what fails there where that differs.
+    """
     found: dict[str, dict[str, dict[str, str]]] = {}
-    for arch, stem, reasons in _failures(checks):
-        for step, why in reasons.items():
-            if step in PRECISIONS[1:]:
-                found.setdefault(arch, {}).setdefault(stem, {}).setdefault(step, why)
+    for (arch, stem), cells in _failures(checks).items():
+        fails = {
+            f"{size}|{stem}": {step: why for step, why in reasons.items() if step in PRECISIONS[1:]}
+            for size, reasons in cells.items()
+            if reasons.keys().isdisjoint(_NEEDED)
+        }
+        if any(fails.values()):
+            first, *others = fails.values()
+            always = {step: why for step, why in first.items() if all(step in each for each in others)}
+            apart = {cell: each for cell, each in fails.items() if each.keys() != always.keys()}
+            found.setdefault(arch, {}).update({stem: always, **apart} if always else apart)
     return found
 
 
 def generate(archs: Iterable[str] = ARCHS) -> dict[str, Json]:
     """The catalogue as ``search.catalogue`` reads it; the same in every process with the same libraries."""
-    failed = refused(json.loads(CHECKS.read_text(encoding="utf-8")))
+    failed = excluded(json.loads(CHECKS.read_text(encoding="utf-8")))
     entries = {}
     for arch in sorted(archs):
-        without = {stem for name, stem in failed if name == arch}
-        if set(stems_of(probe(arch))) - without:
+        without = failed.get(arch, {})
+        if set(stems_of(probe(arch))) - without.keys():
             entries[arch] = describe(arch, without)
     return {
         "made_with": {name: version(name).partition("+")[0] for name in ("timm", "torch")},
@@ -254,12 +263,14 @@ def code_digests() -> dict[str, str]:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _failures(checks: Mapping[str, Json]) -> Iterable[tuple[str, str, dict[str, str]]]:
-    """(architecture, stem, step -> why it failed) of each cell; ``reason`` holds them as ``step: why; step: why``."""
+def _failures(checks: Mapping[str, Json]) -> dict[tuple[str, str], dict[str, dict[str, str]]]:
+    """(architecture, stem) -> size -> step -> why it failed; ``reason`` holds them as ``step: why; step: why``."""
+    found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for name, verdict in checks["cells"].items():
-        arch, stem = name.split("|")[:2]
+        arch, stem, size = name.split("|")
         parts = _STEP.split(verdict.get("reason", ""))[1:]
-        yield arch, stem, dict(zip(parts[::2], parts[1::2], strict=True))
+        found.setdefault((arch, stem), {})[size] = dict(zip(parts[::2], parts[1::2], strict=True))
+    return found
 
 
 def _counted(arch: str, size: Size, stem: str) -> dict[str, int] | None:
@@ -268,7 +279,7 @@ def _counted(arch: str, size: Size, stem: str) -> dict[str, int] | None:
         network = zoo.deployed(arch, classes=_PROBE_CLASSES, network_size=size, stem=stem)
         costs = {"macs": zoo.count_macs(network, size), "params": sum(p.numel() for p in network.parameters())}
         return costs | dict(zip(_PER_CHANNEL, zoo.channel_costs(network), strict=True))
-    except _TIMM_ERRORS:
+    except TIMM_ERRORS:
         return None
 
 
@@ -276,7 +287,7 @@ def _reads_grey(arch: str, size: Size, stem: str, costs: Mapping[str, int]) -> b
     """Whether the network can be built for grey pictures, and then costs two channels less."""
     try:
         found = zoo.macs_params(arch, classes=_PROBE_CLASSES, network_size=size, stem=stem, colour="grey")
-    except _TIMM_ERRORS:
+    except TIMM_ERRORS:
         return False
     return found == tuple(costs[name] - 2 * costs[f"{name}_per_channel"] for name in ("macs", "params"))
 

@@ -30,7 +30,8 @@ class Arch:
         cells: (network size, stem) -> (MACs, parameters) of the body, for RGB pictures.
         per_channel: (network size, stem) -> (MACs, parameters) of each channel of the picture; empty where the
             architecture reads RGB only.
-        lacks: Stem -> precision -> why no file of it works; fp32 always does.
+        lacks: Stem or cell ``size|stem`` -> precision -> why no file of it works, for ``lacking`` to read.
+        excluded: Stem or cell -> why it is none.
     """
 
     family: str
@@ -40,6 +41,7 @@ class Arch:
     cells: Mapping[tuple[Size, str], tuple[int, int]]
     per_channel: Mapping[tuple[Size, str], tuple[int, int]] = field(default_factory=dict)
     lacks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Arch:
@@ -59,6 +61,7 @@ class Arch:
             cells=cells,
             per_channel=per_channel,
             lacks=data.get("lacks", {}),
+            excluded=data.get("excluded", {}),
         )
 
     @property
@@ -69,7 +72,12 @@ class Arch:
         return math.gcd(*(side for size, stem in self.cells if stem == "stock" for side in (size.height, size.width)))
 
     def body(self, size: Size, stem: str) -> tuple[int, int] | None:
-        """(MACs, parameters) for RGB pictures, as counted or as the counted sizes tell them; None where they do not."""
+        """(MACs, parameters) for RGB pictures, as counted or as the counted sizes tell them; None where they do not.
+
+        And None where its check failed.
+        """
+        if f"{size}|{stem}" in self.excluded:
+            return None
         return self.cells.get((size, stem)) or self.formulas.at(size, stem)
 
     def channel(self, size: Size, stem: str) -> tuple[int, int] | None:
@@ -96,7 +104,7 @@ class Catalogue:
         image_sizes: Picture sizes that a search considers, smallest first.
         code: Stage kind -> digest of the code that decides its result.
         pretrained: Networks that start from trained weights where the workers run, as far as published.
-        excluded: Network -> stem -> why it is no candidate: its check failed.
+        excluded: Network -> stem or cell ``size|stem`` -> why it is no candidate: its check failed.
     """
 
     names: frozenset[str]
@@ -151,8 +159,13 @@ class Catalogue:
         entry = self.archs[arch]
         body, one = entry.body(network_size, stem), (0, 0) if colour == "rgb" else entry.channel(network_size, stem)
         if body is None or one is None:
+            place = f"{network_size}|{stem}"
+            if place in entry.excluded:
+                raise UserError(
+                    f"{arch} failed its check in {said(place)} ({entry.excluded[place]}); choose another size"
+                )
             known = [f"{size}|{name}" for size, name in entry.cells]
-            raise UnknownNameError.among(f"network size and stem of {arch}", f"{network_size}|{stem}", known)
+            raise UnknownNameError.among(f"network size and stem of {arch}", place, known)
         macs, params = body[0] - 2 * one[0], body[1] - 2 * one[1]
         return macs + entry.macs_per_class * classes, params + entry.params_per_class * classes
 
@@ -168,7 +181,7 @@ class Catalogue:
             UserError: They are known for RGB only, or the network failed its check.
         """
         if name not in self.archs and name in self.excluded:
-            whys = "; ".join(f"stem {stem}: {why}" for stem, why in self.excluded[name].items())
+            whys = "; ".join(f"{said(place)}: {why}" for place, why in self.excluded[name].items())
             raise UserError(f"{name} failed its check, so it cannot be a student ({whys}); choose another architecture")
         if name not in self.archs:
             what = "student architecture (it can be a teacher only)" if name in self.names else "architecture"
@@ -183,6 +196,23 @@ class Catalogue:
         """Raises UnknownNameError, with near names, unless a teacher of this name can be built."""
         if name not in self.names:
             raise UnknownNameError.among("teacher", name, self.names)
+
+
+def lacking(lacks: Mapping[str, Mapping[str, str]], size: Size, stem: str) -> Mapping[str, str]:
+    """Precision -> why a network has no file of it at a size in a stem; fp32 always works.
+
+    Args:
+        lacks: ``Arch.lacks``: what a cell has no entry of its own for, its stem's tells.
+        size: Network size.
+        stem: As the network is built with.
+    """
+    return lacks.get(f"{size}|{stem}", lacks.get(stem, {}))
+
+
+def said(place: str) -> str:
+    """A stem, or a cell ``size|stem``, in words."""
+    *size, stem = place.split("|")
+    return " at ".join((f"stem {stem}", *size))
 
 
 def by_pixels(size: Size) -> tuple[int, Size]:

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from stillhouse.search.catalogue import lacking
 from stillhouse.search.domain import (
     DISTILLED,
     LOCAL,
@@ -68,7 +69,7 @@ class Planner:
     def lacks(self, candidate: Candidate) -> dict[str, str]:
         """Those of the job that it has no files of -> why the catalogue's check of them failed."""
         entry = self.catalogue.get("archs", {}).get(candidate.arch, {})
-        failed = entry.get("lacks", {}).get(candidate.stem, {})
+        failed = lacking(entry.get("lacks", {}), candidate.network_size, candidate.stem)
         return {name: failed[name] for name in self.spec.precisions if name in failed}
 
     def costing(self, candidate: Candidate, precision: str = PRECISIONS[0]) -> TrialPlan:

@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.search.catalogue import Catalogue, by_pixels
+from stillhouse.search.catalogue import Catalogue, by_pixels, lacking
 from stillhouse.search.curve import ByteCurve
 from stillhouse.search.domain import Budget, Candidate, Cost, Json, Size
 from stillhouse.search.errors import InfeasibleError, UserError
@@ -102,7 +102,8 @@ class Space:
 
     def precisions(self, candidate: Candidate) -> tuple[str, ...]:
         """Those of the job that the network has files of."""
-        lacks = self.catalogue.archs[candidate.arch].lacks.get(candidate.stem, {})
+        entry = self.catalogue.archs[candidate.arch]
+        lacks = lacking(entry.lacks, candidate.network_size, candidate.stem)
         return tuple(name for name in self.spec.precisions if name not in lacks)
 
     def macs(self, candidate: Candidate) -> int | None:
@@ -235,7 +236,7 @@ class Space:
         own = {size for size in sizes if _stretch(image, size) <= SAME_SHAPE}
         if image.height != image.width:
             covering = (entry.formulas.covering(_scaled(image, factor), stem) for factor in FACTORS)
-            own |= {size for size in covering if size is not None}
+            own |= {size for size in covering if size is not None and entry.body(size, stem) is not None}
         return sorted(own, key=by_pixels) or [size for size in sizes if size.height == size.width]
 
 

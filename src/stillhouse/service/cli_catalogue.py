@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Annotated
@@ -11,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from stillhouse.search.catalogue import Catalogue, by_pixels
+from stillhouse.search.catalogue import Catalogue, by_pixels, said
 from stillhouse.search.domain import PRECISIONS, Json
 from stillhouse.search.errors import StageError, UserError
 from stillhouse.service.cli_messages import messages
@@ -34,13 +35,16 @@ def commands(messages: Callable[[], AbstractContextManager[None]]) -> typer.Type
 
     @app.command()
     def check(name: Name) -> None:
-        """Build, train, export and lower in precision a network in each of its stems, and say what works."""
+        """Build, train, export and lower in precision a network at each size in each stem, and say what works.
+
+        It takes some minutes.
+        """
         with messages():
             _checked(name)
 
     @app.command()
     def add(name: Name) -> None:
-        """Check a network and count its costs; from the next start on, the search may choose it."""
+        """Check a network, as ``check`` does, and count its costs; from the next start on, the search may choose it."""
         from stillhouse.distill.catalogue import describe, excluded, lacking  # noqa: PLC0415 - torch is for this command alone
 
         with messages():
@@ -63,15 +67,19 @@ def show(catalogue: Mapping[str, Json], console: Console) -> None:
     table = Table("network", "family", "stems", "inside, pixels", "precisions", "starts from", box=SIMPLE_HEAD)
     whys = []
     for name, entry in known.archs.items():
-        failing = {precision for lacks in entry.lacks.values() for precision in lacks}
-        whys += [f"{name} {stem}: {p}: {why}" for stem, lacks in entry.lacks.items() for p, why in lacks.items()]
+        failing = {precision for stem in entry.stems for precision in entry.lacks.get(stem, {})}
+        whys += [
+            f"{name} {said(place)}: {p}: {why}" for place, lacks in entry.lacks.items() for p, why in lacks.items()
+        ]
         sizes = sorted({size for size, _ in entry.cells}, key=by_pixels)
         precisions = " ".join(each for each in PRECISIONS if each not in failing)
         weights = "trained weights" if name in known.pretrained else "random weights"
         stems = " ".join(entry.stems)
         table.add_row(name, entry.family, stems, f"{sizes[0]} to {sizes[-1]}", precisions, weights)
     console.print(table)
-    excluded = [f"{name} {stem}: {why}" for name, stems in known.excluded.items() for stem, why in stems.items()]
+    excluded = [
+        f"{name} {said(place)}: {why}" for name, places in known.excluded.items() for place, why in places.items()
+    ]
     for title, lines in (("excluded:", excluded), ("precisions that are not made, where a check failed:", whys)):
         console.print(title if lines else f"{title} none", highlight=False)
         for line in lines:
@@ -86,13 +94,14 @@ def _checked(name: str) -> dict[str, Json]:
         StageError: No stem works.
     """
     from stillhouse.distill.catalogue import excluded  # noqa: PLC0415 - torch is for these commands alone
-    from stillhouse.service.cell_check import STEPS, cells_of, check_cell  # noqa: PLC0415
+    from stillhouse.service.cell_check import STEPS, cells_of, check_cells, key_of  # noqa: PLC0415
 
-    cells: dict[str, Json] = {}
+    wanted, cells = cells_of(name), dict[str, Json]()
     table = Table("stem", "size", *STEPS, "seconds")
-    with Console().status(f"checking {name}"):
-        for size, stem in cells_of(name):
-            verdict = cells[f"{name}|{stem}|{size}"] = check_cell(name, size, stem).to_json()
+    with Console().status(f"checking {name}: {len(wanted)} cells") as status:
+        for (_, size, stem), found in check_cells(wanted, os.cpu_count() or 1):
+            verdict = cells[key_of(name, size, stem)] = found.to_json()
+            status.update(f"checking {name}: {len(cells)} of {len(wanted)} cells")
             marks = ["yes" if verdict[step] else "no" for step in STEPS]
             table.add_row(stem, str(size), *marks, f"{verdict['seconds']:.0f}")
     Console().print(table)

@@ -360,8 +360,11 @@ def catalogue(home: Path | None = None) -> dict[str, Json]:
     """
     static = json.loads(distill_catalogue.PATH.read_text(encoding="utf-8"))
     checks = json.loads(distill_catalogue.CHECKS.read_text(encoding="utf-8"))
-    lacking = distill_catalogue.lacking(checks)
-    shipped = {name: entry | {"lacks": lacking.get(name, {})} for name, entry in static["archs"].items()}
+    lacking, excluded = distill_catalogue.lacking(checks), distill_catalogue.excluded(checks)
+    shipped = {
+        name: entry | {"lacks": lacking.get(name, {}), "excluded": excluded.get(name, {})}
+        for name, entry in static["archs"].items()
+    }
     archs = {**(own_networks(home) if home else {}), **shipped}
     methods = {
         name: {
@@ -376,18 +379,12 @@ def catalogue(home: Path | None = None) -> dict[str, Json]:
     return {
         **static,
         "archs": archs,
-        "excluded": _without(archs, distill_catalogue.excluded(checks)),
+        "excluded": {**{name: entry["excluded"] for name, entry in archs.items() if entry.get("excluded")}, **excluded},
         "tasks": sorted(tasks.registry()),
         "methods": methods,
         "code": _code(),
         "weights": zoo.weights_offered(),
     }
-
-
-def _without(archs: Mapping[str, Json], shipped: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
-    """Network -> stem -> why it is no candidate, of those that ship and of those that were added."""
-    added = {name: entry["excluded"] for name, entry in archs.items() if entry.get("excluded")}
-    return {**added, **shipped}
 
 
 def _code() -> dict[str, str]:

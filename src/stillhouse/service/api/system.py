@@ -93,8 +93,9 @@ def forget_device(device: str, ctx: Ctx) -> Response:
 def catalogue(ctx: Ctx) -> dict[str, Json]:
     """What the workers can build: networks with their costs, methods with their knobs, weights.
 
-    ``lacks`` of a network names by stem the precisions that its files fail in, and why: no such files are made of it.
-    ``excluded`` names networks that are no candidates, or not in these stems, and why.
+    ``lacks`` of a network names by stem the precisions that its files fail in, and why: no such files are made of it;
+    cells (``size|stem``) that differ from their stem stand there as well. ``excluded`` names networks that are no
+    candidates, or not in these stems and cells, and why.
     """
     return dict(ctx.catalogue())
 
