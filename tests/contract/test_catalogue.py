@@ -280,8 +280,8 @@ def test_the_table_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(catalogue, "NETWORK_SIZES", (Size(64, 64), Size(32, 32)))
     monkeypatch.setattr(cell_check, "check_cell", broken)
     with pytest.raises(KeyboardInterrupt):
-        cell_check.write_table(path, lambda _: None)
-    cell_check.write_table(path, lambda _: None)
+        cell_check.write_table(path, say=lambda _: None)
+    cell_check.write_table(path, say=lambda _: None)
     assert asked == [
         "lcnet_035|stock|32x32",
         "lcnet_035|stride1|32x32",
