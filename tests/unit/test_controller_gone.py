@@ -1,6 +1,7 @@
 """A job that its user ends in the middle of a step: at each single call that the controller makes to the ledger."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,11 @@ def ended_at_each_call(end: Callable[[MemoryLedger, str], None]) -> list[tuple[M
     return found
 
 
+def said_by_us(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """An exporter of traces that another test closed may still be giving up, and say so here."""
+    return [record for record in caplog.records if record.name.startswith("stillhouse")]
+
+
 def cancel(ledger: MemoryLedger, job: str) -> None:
     ledger.move_job(job, expect=LIVE, to="cancelled")
 
@@ -79,7 +85,7 @@ def test_a_deleted_job_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> No
     for ledger, job in ended_at_each_call(delete):
         assert not ledger.trials(job)
         assert not ledger.open_attempts()
-    assert not caplog.records, "nothing is amiss"
+    assert not said_by_us(caplog), "nothing is amiss"
 
 
 def test_nothing_is_done_for_a_cancelled_job(caplog: pytest.LogCaptureFixture) -> None:
@@ -88,7 +94,7 @@ def test_nothing_is_done_for_a_cancelled_job(caplog: pytest.LogCaptureFixture) -
         assert told[-1] in (("job", "cancelled"), ("job", "done"))
         assert all(trial.ended for trial in ledger.trials(job))
         assert not ledger.open_attempts()
-    assert not caplog.records, "nothing is amiss"
+    assert not said_by_us(caplog), "nothing is amiss"
 
 
 def test_a_stage_that_vanishes_before_it_is_submitted_is_left_out() -> None:
