@@ -280,8 +280,8 @@ def test_a_network_that_failed_its_check_is_refused_with_the_reason():
 
 
 def test_a_cell_that_failed_its_check_is_no_candidate_even_where_its_costs_are_known():
-    even, failed = counted(lambda h, w: h * w), {"excluded": {"40x56|stock": "exports: no such operator"}}
-    known = [Catalogue.from_json({**DATA, "archs": {"even": entry}}) for entry in (even, even | failed)]
+    even, failed = counted(lambda h, w: h * w), {"even": {"40x56|stock": "exports: no such operator"}}
+    known = [Catalogue.from_json({**DATA, "archs": {"even": even}, "excluded": each}) for each in ({}, failed)]
     spaces = [space(catalogue=each, archs=("even",), image_sizes=("40x56",)) for each in known]
     whole, less = ({entry.network_size for entry in each.candidates} for each in spaces)
     assert Size(40, 56) in whole and less == whole - {Size(40, 56)}

@@ -117,13 +117,15 @@ class Catalogue:
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Catalogue:
         """Reads the catalogue's JSON form."""
+        excluded = data.get("excluded", {})
+        archs = {name: {**entry, "excluded": excluded.get(name, {})} for name, entry in sorted(data["archs"].items())}
         return cls(
             names=frozenset(data["names"]),
-            archs={name: Arch.from_json(entry) for name, entry in sorted(data["archs"].items())},
+            archs={name: Arch.from_json(entry) for name, entry in archs.items()},
             image_sizes=tuple(sorted({Size.parse(size) for size in data["image_sizes"]}, key=by_pixels)),
             code=dict(data.get("code", {})),
             pretrained=frozenset(name for source in data.get("weights", {}).values() for name in source),
-            excluded=data.get("excluded", {}),
+            excluded=excluded,
         )
 
     @classmethod

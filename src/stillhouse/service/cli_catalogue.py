@@ -20,6 +20,9 @@ from stillhouse.service.own_networks import add_own_network
 from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
 
+MOST_PROCESSES = 4
+"""Check at once: each takes a gigabyte, and trains the network for itself first."""
+
 Name = Annotated[str, typer.Argument(help="A network's name in timm, such as mobilenetv3_rw.")]
 
 
@@ -99,7 +102,7 @@ def _checked(name: str) -> dict[str, Json]:
     wanted, cells = cells_of(name), dict[str, Json]()
     table = Table("stem", "size", *STEPS, "seconds")
     with Console().status(f"checking {name}: {len(wanted)} cells") as status:
-        for (_, size, stem), found in check_cells(wanted, os.cpu_count() or 1):
+        for (_, size, stem), found in check_cells(wanted, min(MOST_PROCESSES, os.cpu_count() or 1)):
             verdict = cells[key_of(name, size, stem)] = found.to_json()
             status.update(f"checking {name}: {len(cells)} of {len(wanted)} cells")
             marks = ["yes" if verdict[step] else "no" for step in STEPS]

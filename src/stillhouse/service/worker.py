@@ -361,10 +361,7 @@ def catalogue(home: Path | None = None) -> dict[str, Json]:
     static = json.loads(distill_catalogue.PATH.read_text(encoding="utf-8"))
     checks = json.loads(distill_catalogue.CHECKS.read_text(encoding="utf-8"))
     lacking, excluded = distill_catalogue.lacking(checks), distill_catalogue.excluded(checks)
-    shipped = {
-        name: entry | {"lacks": lacking.get(name, {}), "excluded": excluded.get(name, {})}
-        for name, entry in static["archs"].items()
-    }
+    shipped = {name: entry | {"lacks": lacking.get(name, {})} for name, entry in static["archs"].items()}
     archs = {**(own_networks(home) if home else {}), **shipped}
     methods = {
         name: {
