@@ -25,7 +25,7 @@ from stillhouse.service.cell_check import LEAST_LIKENESS, STEPS, Verdict, cells_
 SHIPPED: dict[str, Json] = json.loads(catalogue.PATH.read_text(encoding="utf-8"))
 CHECKS: dict[str, Json] = json.loads(catalogue.CHECKS.read_text(encoding="utf-8"))
 SAMPLE, CHECKED_SAMPLE = 6, 3
-CHECKED_TO = Size(72, 96)
+CHECKED_TO = Size(192, 192)
 """The table is made smallest sizes first, and goes on (``python -m stillhouse.service.cell_check``)."""
 NEAR_THE_BOUND = 0.1
 FAMILIES = {

@@ -1,7 +1,7 @@
 """Does a network work all the way, from building to int8? One cell, or the whole catalogue.
 
 ``python -m stillhouse.service.cell_check`` checks each architecture at each size in each stem, small sizes first, and
-writes the table ``search/catalogue_checks.json``: five to fifteen seconds a cell on one core. It goes on where it
+writes the table ``search/catalogue_checks.json``: five to forty seconds a cell on one core. It goes on where it
 stopped, and begins anew when a library has another version or the quantiser another revision.
 
 An architecture is trained for some steps from random weights, once; each of its cells starts from those, as students
