@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -60,13 +61,23 @@ def precision_of(path: Path) -> str:
     return about
 
 
+def in_float(path: Path, pictures: np.ndarray) -> np.ndarray:
+    """Logits (N, K) by the file's own arithmetic, which is the same on every processor: no int8 kernels."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: pictures})
+    return np.asarray(logits)
+
+
 def test_int8_says_nearly_the_same_with_a_quarter_of_the_bytes(
     fp32: Path, pictures: np.ndarray, tmp_path: Path
 ) -> None:
     out = tmp_path / "int8.onnx"
     quantise(fp32, out, pictures[:20])
     wanted, found = (logits_of(path, pictures[20:], threads=1) for path in (fp32, out))
-    assert np.abs(found - wanted).max() < 0.05 * np.ptp(wanted)
+    assert np.abs(in_float(out, pictures[20:]) - wanted).max() < 0.05 * np.ptp(wanted)
+    assert np.abs(found - wanted).max() < 0.2 * np.ptp(wanted), "x86 without VNNI saturates sums of two products"
     assert precision_of(out) == "int8"
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
     model = onnx.load(out)
