@@ -26,7 +26,7 @@ SHIPPED: dict[str, Json] = json.loads(catalogue.PATH.read_text(encoding="utf-8")
 CHECKS: dict[str, Json] = json.loads(catalogue.CHECKS.read_text(encoding="utf-8"))
 SAMPLE, CHECKED_SAMPLE = 6, 3
 NEAR_THE_BOUND = 0.25
-"""Without VNNI kernels saturate: 0.3 came to 0.0 and 0.6 to 0.3, so a likeness near the bound may fall on either side."""
+"""Without VNNI kernels saturate: 0.3 came to 0.0 and 0.6 to 0.3, so a verdict near the bound may fall either way."""
 FAMILIES = {
     "MobileNet v2": "mobilenetv2_",
     "MobileNet v3": "mobilenetv3_",
