@@ -34,6 +34,7 @@ from stillhouse.search.domain import StageKind, StagePlan, StageResult
 from stillhouse.search.effort import Effort
 from stillhouse.search.job import AttemptRecord, Epochs, JobSpec, TrialRecord
 from stillhouse.search.plan import ingest_plan
+from stillhouse.search.ports import Engine
 from stillhouse.service.db.ledger import SqlLedger
 from stillhouse.service.db.lists import Lists
 from stillhouse.service.db.memory import MemoryLedger
@@ -78,7 +79,7 @@ SUMMARY = {
 }
 
 
-class Fleet:
+class Fleet(Engine):
     """An engine of many workers in simulated time, each on a machine of its own."""
 
     one_machine = False

@@ -3,7 +3,8 @@
 ``python bench/search_replay.py --json``. ``docs/benchmarks/search_table.json`` (``bench/search_table.py``) holds the
 learning curve, the costs and the seconds of every candidate, so a search can be run again in a simulated clock: a stage
 takes the seconds that it took, and tells what it told. Ours is the product's own controller with its defaults on the
-in-memory ledger; only the engine is simulated.
+in-memory ledger; only the engine is simulated. A stage that it gives two slots, because others would stand idle, takes
+the seconds that it took divided by the speed-up that was measured (``docs/benchmarks/wide.json``, ``bench/wide.py``).
 
 - Plain ``random``, Optuna's TPE and NSGA-II: each trial makes its own teacher, targets, assistant and student, as a
   script around ``study.optimize`` does, and learns the costs by trying. A combination that is no candidate, and one
@@ -38,10 +39,12 @@ from stillhouse.search.domain import Budget, Candidate, Json, StageKind, StagePl
 from stillhouse.search.job import AttemptRecord, JobSpec
 from stillhouse.search.pareto import hypervolume
 from stillhouse.search.plan import ingest_plan
+from stillhouse.search.ports import Engine
 from stillhouse.service.db.memory import MemoryLedger
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "benchmarks" / "search_table.json"
+WIDE = ROOT / "docs" / "benchmarks" / "wide.json"
 MEASURE_S = 2.0
 SHARE = 0.95
 MOST_IN_VAIN = 50
@@ -69,11 +72,14 @@ class Table:
 
     Args:
         data: The file.
+        wide: Stages with the threads of two slots, as measured; None gives each stage one slot.
         seed: Draws the accuracies that are told; None tells the table's own.
     """
 
-    def __init__(self, data: dict[str, Any], seed: int | None) -> None:
+    def __init__(self, data: dict[str, Any], seed: int | None, wide: dict[str, Any] | None = None) -> None:
         self.data = data
+        self.slots: int = wide["threads"] if wide else 1
+        self._speedup: dict[str, dict[str, float]] = wide["speedup"] if wide else {}
         self.spec = JobSpec.from_json(data["spec"])
         self.total: int = data["pictures"]["val"]
         self.tests: int = data["pictures"]["test"]
@@ -93,6 +99,10 @@ class Table:
         """Seconds of a student's own training."""
         row = self.rows[candidate]
         return len(row.curve) * row.epoch_s
+
+    def speedup(self, stage: str, slots: int) -> float:
+        """How many times as fast a stage is in so many slots as in one."""
+        return self._speedup[stage]["median"] if slots > 1 else 1.0
 
 
 class Score:
@@ -138,7 +148,7 @@ class Score:
 
 
 @dataclass
-class Simulated:
+class Simulated(Engine):
     """An engine whose stages take the table's seconds."""
 
     ledger: MemoryLedger
@@ -152,14 +162,18 @@ class Simulated:
     _gone: set[str] = field(default_factory=set)
 
     def capacity(self) -> int:
-        return self.workers - len(self._queue)
+        return self.workers - sum(attempt.slots for _, _, attempt, _ in self._queue)
 
     def threads(self) -> int:
         return 1
 
+    def widest(self) -> int:
+        return self.table.slots
+
     def submit(self, attempt: AttemptRecord) -> None:
         plan = self.ledger.stages([attempt.stage_key])[attempt.stage_key].plan
-        heapq.heappush(self._queue, (self.now + self.seconds(plan), next(self._order), attempt, plan))
+        seconds = self.seconds(plan, attempt.slots)
+        heapq.heappush(self._queue, (self.now + seconds, next(self._order), attempt, plan))
 
     def running(self, attempt_id: str) -> bool:
         return any(attempt.id == attempt_id for _, _, attempt, _ in self._queue)
@@ -179,21 +193,20 @@ class Simulated:
         done = plan.kind is StageKind.MEASURE and plan.spec["split"] == "val"
         return [self._candidate(plan)] if done else []
 
-    def seconds(self, plan: StagePlan) -> float:
+    def seconds(self, plan: StagePlan, slots: int) -> float:
+        arch = plan.spec.get("arch", plan.hints.get("arch"))
         if plan.kind is StageKind.STUDENT:
-            row = self.table.rows[_candidate(plan.spec)]
-            return row.epoch_s * (plan.spec.get("until", plan.spec["epochs"]) - plan.hints.get("resumed", 0))
+            epochs = plan.spec.get("until", plan.spec["epochs"]) - plan.hints.get("resumed", 0)
+            one = self.table.rows[_candidate(plan.spec)].epoch_s * epochs
+            return one / self.table.speedup(f"student {arch}", slots)
         if plan.kind is StageKind.MEASURE:
             return MEASURE_S
-        shared, arch = self.table.shared, plan.spec.get("arch", plan.hints.get("arch"))
+        name = str(plan.kind)
         if plan.kind is StageKind.TARGETS:
-            of = self.ledger.stages([plan.inputs["model"]])[plan.inputs["model"]].plan.kind
-            return (
-                next(iter(shared.values()))["teacher_targets"] if of == "teacher" else shared[arch]["assistant_targets"]
-            )
-        if plan.kind is StageKind.TEACHER:
-            return self._teacher["teacher"]
-        return shared[arch][str(plan.kind)] if str(plan.kind) in shared.get(arch, {}) else 0.0
+            name = f"{self.ledger.stages([plan.inputs['model']])[plan.inputs['model']].plan.kind}_targets"
+        if name.startswith("teacher"):
+            return self._teacher[name] / self.table.speedup(name, slots)
+        return self.table.shared.get(arch, {}).get(name, 0.0) / self.table.speedup(f"{name} {arch}", slots)
 
     def result(self, plan: StagePlan) -> StageResult:
         if plan.kind is StageKind.STUDENT:
@@ -327,6 +340,7 @@ PLAIN: dict[str, Search] = {
 }
 PARTS: dict[str, Search] = {
     "ours": ours,
+    "ours, one slot a stage": lambda t, b, w, s: ours(Table(t.data, s), b, w, s),
     "ours with rungs": lambda t, b, w, s: ours(t, b, w, s, eta=3),
     "ours with TPE": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe"),
     "ours with TPE and rungs (MO-ASHA)": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe", eta=3),
@@ -334,10 +348,15 @@ PARTS: dict[str, Search] = {
 
 
 def replay(
-    data: dict[str, Any], budget: Budget, workers: int, seeds: int, searches: dict[str, Search]
+    data: dict[str, Any],
+    wide: dict[str, Any],
+    budget: Budget,
+    workers: int,
+    seeds: int,
+    searches: dict[str, Search],
 ) -> dict[str, Json]:
     """Seconds of each search, how many times as long as ours it takes seed by seed, and its hypervolume over time."""
-    tables = [Table(data, seed) for seed in range(seeds)]
+    tables = [Table(data, seed, wide) for seed in range(seeds)]
     runs = {name: [search(t, budget, workers, s) for s, t in enumerate(tables)] for name, search in searches.items()}
     took = {name: [score.seconds for score in scores] for name, scores in runs.items()}
     found: dict[str, Json] = {"seconds": {name: _spread(values) for name, values in took.items()}}
@@ -371,17 +390,18 @@ def _candidate(spec: Any) -> Candidate:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--wide", type=Path, default=WIDE)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON alone")
     parser.add_argument("--parts", action="store_true", help="also ours with parts of it left out, and other budgets")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    data = json.loads(options.table.read_text())
+    data, wide = (json.loads(path.read_text()) for path in (options.table, options.wide))
     found: dict[str, Json] = {}
     for name, budget in itertools.islice(BUDGETS.items(), None if options.parts else 1):
         for workers in (1, 8):
             searches = {**(PARTS if options.parts else {"ours": ours}), **PLAIN}
-            case = replay(data, budget, workers, options.seeds, searches)
+            case = replay(data, wide, budget, workers, options.seeds, searches)
             found[f"{name}, {workers} workers"] = case
             if not options.json:
                 print(f"{name}, {workers} workers", *(f"  {k}: {v}" for k, v in case.items()), sep="\n", flush=True)

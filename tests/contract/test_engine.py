@@ -113,8 +113,8 @@ def make(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         engine.close()
 
 
-def attempt(name: str, threads: int = 1) -> AttemptRecord:
-    return AttemptRecord(name, "0" * 64, "token", "open", 0.0, threads)
+def attempt(name: str, threads: int = 1, slots: int = 1) -> AttemptRecord:
+    return AttemptRecord(name, "0" * 64, "token", "open", 0.0, threads, slots=slots)
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
@@ -167,6 +167,33 @@ def test_capacity_counts_what_runs(make: Make, home: Path) -> None:
     until(lambda: engine.capacity() == 1, "the slot was not freed")
     engine.submit(attempt("att_3"))
     assert alive(int(noted(home, "att_3")))
+
+
+@pytest.mark.parametrize(("cores", "slots", "widest"), [(8, 8, 2), (8, 4, 2), (1, 4, 1), (2, 4, 2), (8, 1, 1)])
+def test_an_attempt_is_wide_where_there_are_cores_for_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch, cores: int, slots: int, widest: int
+) -> None:
+    monkeypatch.setattr(local, "usable_cores", lambda: cores)
+    assert make("wait", slots=slots).widest() == widest
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert make("wait", slots=slots).widest() == 1, "a stage computes on one GPU"
+
+
+def test_a_wide_attempt_takes_two_slots(make: Make, home: Path) -> None:
+    engine = make("wait", slots=4)
+    engine.submit(attempt("att_1", slots=2))
+    assert engine.capacity() == 2
+    engine.submit(attempt("att_2"))
+    with pytest.raises(StillhouseError, match=r"capacity\(\) >= 2 must hold before submit, but 3 of 4 slots are taken"):
+        engine.submit(attempt("att_3", slots=2))
+    assert not engine.running("att_3")
+    engine.submit(attempt("att_4"))
+    assert engine.capacity() == 0
+    assert alive(int(noted(home, "att_1")))
+    engine.cancel("att_1")
+    until(lambda: engine.capacity() == 2, "its slots were not freed")
+    engine.submit(attempt("att_3", slots=2))
+    assert (engine.capacity(), engine.running("att_2"), engine.running("att_4")) == (0, True, True)
 
 
 def test_a_killed_process_is_seen(make: Make, home: Path) -> None:

@@ -204,6 +204,21 @@ def test_seconds_of_workers_are_those_of_the_stages_asked_for(ledger: Ledger) ->
     assert ledger.device_seconds([], since=began) == 0.0
 
 
+def test_an_attempt_of_several_slots_counts_in_each(ledger: Ledger) -> None:
+    began = time.time()
+    key, other = (ledger.ensure_stage(plan(name)).key for name in ("wide", "narrow"))
+    wide, narrow = (ledger.open_attempt(k, lease_s=30, threads=n, slots=n) for k, n in ((key, 3), (other, 1)))
+    assert wide is not None
+    assert narrow is not None
+    assert (wide.slots, narrow.slots) == (3, 1)
+    assert {each.slots for each in ledger.open_attempts()} == {3, 1}
+    time.sleep(0.05)
+    ledger.commit(wide.id, wide.token, RESULT, seconds=1.0)
+    ended = ledger.attempt(wide.id)
+    assert ended.ended_at is not None
+    assert ledger.device_seconds([key], since=began) == pytest.approx(3 * (ended.ended_at - ended.opened_at))
+
+
 def test_seconds_of_stages_are_those_done_last_of_a_kind(ledger: Ledger) -> None:
     asked = [plan(name, source=name) for name in "abcde"]
     for one in (*asked, plan("t", StageKind.TEACHER)):

@@ -17,10 +17,12 @@ INTERVAL_S = 5.0
 """Between two checkpoints, and between two steps of the controller: what a worker may run on after the limit."""
 
 
-def run(seconds: dict[StageKind, int], workers: int, **changes: object) -> tuple[MemoryLedger, JobRecord, PacedEngine]:
+def run(
+    seconds: dict[StageKind, int], workers: int, *, wide: int = 1, **changes: object
+) -> tuple[MemoryLedger, JobRecord, PacedEngine]:
     """A job to its end; stages last so many seconds by their kind."""
     ledger, job, _, _ = setup(honest, **{"trials": 5, "epochs": Epochs(1, 1, 9), **changes})
-    engine = PacedEngine(ledger, honest, workers, lambda plan: seconds.get(plan.kind, 1.0))
+    engine = PacedEngine(ledger, honest, workers, lambda plan: seconds.get(plan.kind, 1.0), wide=wide)
     controller = Controller(ledger, engine, lease_s=1e9, max_attempts=2, clock=lambda: engine.now)
     with driven(engine):
         for _ in range(4000):
@@ -39,13 +41,14 @@ def run(seconds: dict[StageKind, int], workers: int, **changes: object) -> tuple
     st.sampled_from(["auto", "random"]),
     st.sampled_from([1, 3]),
     st.integers(1, 4),
+    st.integers(1, 3),
     st.fixed_dictionaries({kind: st.integers(1, 100) for kind in TRAINED}),
 )
 def test_a_job_trains_at_most_an_interval_a_worker_beyond_its_limit_and_delivers_what_is_trained(
-    name: str, limit: int, ablate: str, sampler: str, eta: int, workers: int, seconds: dict[StageKind, int]
+    name: str, limit: int, ablate: str, sampler: str, eta: int, workers: int, wide: int, seconds: dict[StageKind, int]
 ) -> None:
     changes = {name: float(limit), "ablate": ablate, "sampler": sampler, "eta": eta}
-    ledger, job, engine = run(seconds, workers, **changes)
+    ledger, job, engine = run(seconds, workers, wide=wide, **changes)
     assert job.state in ("done", "failed")
     assert not engine.at_work
     if name == "max_device_s":

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 from stillhouse.search.domain import StageKind, StagePlan, StageResult
 from stillhouse.search.job import AttemptRecord
+from stillhouse.search.ports import Engine
 from stillhouse.service.db import memory, memory_jobs
 from stillhouse.service.db.memory import MemoryLedger
 
@@ -24,11 +25,12 @@ class Running:
 
 
 @dataclass
-class PacedEngine:
-    """Runs up to ``workers`` attempts; one ends by ``finish``, when the clock has come to its end or before.
+class PacedEngine(Engine):
+    """Runs attempts on ``workers`` slots; one ends by ``finish``, when the clock has come to its end or before.
 
     Attributes:
-        trained_s: Seconds that trainings have run for, those cancelled included.
+        wide: Slots that one attempt may take.
+        trained_s: Seconds of slots that trainings have run for, those cancelled included.
     """
 
     ledger: MemoryLedger
@@ -37,18 +39,23 @@ class PacedEngine:
     seconds: Callable[[StagePlan], float] = lambda _: 1.0
     now: float = 1000.0
     one_machine: bool = False
+    wide: int = 1
     at_work: list[Running] = field(default_factory=list)
     done: list[StagePlan] = field(default_factory=list)
     cancelled: list[StagePlan] = field(default_factory=list)
     trained_s: float = 0.0
 
     def capacity(self) -> int:
-        return self.workers - len(self.at_work)
+        return self.workers - sum(one.attempt.slots for one in self.at_work)
 
     def threads(self) -> int:
         return 1
 
+    def widest(self) -> int:
+        return self.wide
+
     def submit(self, attempt: AttemptRecord) -> None:
+        assert self.capacity() >= attempt.slots
         plan = self.ledger.stages([attempt.stage_key])[attempt.stage_key].plan
         self.at_work.append(Running(attempt, plan, self.now + self.seconds(plan)))
 
@@ -72,7 +79,7 @@ class PacedEngine:
         self.now = until
 
     def _count(self, one: Running, seconds: float) -> None:
-        self.trained_s += seconds if one.plan.kind in TRAINED else 0.0
+        self.trained_s += seconds * one.attempt.slots if one.plan.kind in TRAINED else 0.0
 
     def running(self, attempt_id: str) -> bool:
         return any(one.attempt.id == attempt_id for one in self.at_work)

@@ -29,6 +29,8 @@ START_S = 120.0
 """Seconds that an attempt has to its first heartbeat: its process, or what it is forked from, may still be loading."""
 TIDY_S = 60.0
 """How often the home is tidied."""
+WIDENED = frozenset({StageKind.TEACHER, StageKind.TARGETS, StageKind.ASSISTANT})
+"""Kinds of stages that many trials wait for, and that more threads make faster; a student gains little (docs/benchmarks.md)."""
 TAKEN = "another controller works on this database now; doing nothing until it is gone"
 
 log = logging.getLogger(__name__)
@@ -159,7 +161,7 @@ class Controller:
     # --------------------------------------------------------------------------------- attempts
 
     def _slots(self) -> int:
-        return max(1, self._engine.capacity() + len(self._ledger.open_attempts()))
+        return max(1, self._engine.capacity() + sum(attempt.slots for attempt in self._ledger.open_attempts()))
 
     def _look_at_home(self) -> None:
         if self._home is None:
@@ -236,9 +238,9 @@ class Controller:
                 self._observer.opened(attempt, plan)
                 busy.add(device.name)
 
-    def _open(self, plan: StagePlan, wanted: Wanted, *, threads: int) -> AttemptRecord | None:
+    def _open(self, plan: StagePlan, wanted: Wanted, *, threads: int, slots: int = 1) -> AttemptRecord | None:
         lease_s, asker = max(self._lease_s, START_S), wanted.askers.get(plan.key, NO_ONE)
-        attempt = self._ledger.open_attempt(plan.key, lease_s=lease_s, threads=threads, asker=asker)
+        attempt = self._ledger.open_attempt(plan.key, lease_s=lease_s, threads=threads, slots=slots, asker=asker)
         if attempt is not None:
             self._started.add(attempt.id)
         return attempt
@@ -251,22 +253,35 @@ class Controller:
         running = [s for s in stored.values() if s.state == "running" and s.plan.device is None]
         if any(self._alone(s.plan) for s in running):
             return
-        for key, plan in wanted.plans.items():
+        due = [plan for plan in wanted.plans.values() if plan.device is None and _is_due(plan, stored, now)]
+        for place, plan in enumerate(due):
             if self._engine.capacity() < 1:
                 return
-            if plan.device is not None or not _is_due(plan, stored, now):
-                continue
             if self._alone(plan) and running:
                 return
-            attempt = self._open(plan, wanted, threads=self._engine.threads())
+            slots = self._width(plan, len(due) - place)
+            attempt = self._open(plan, wanted, threads=slots * self._engine.threads(), slots=slots)
             if attempt is None:
                 continue
             passing("open.after")
             self._hand_over(attempt)
             self._observer.opened(attempt, plan)
-            running.append(stored[key])
+            running.append(stored[plan.key])
             if self._alone(plan):
                 return
+
+    def _width(self, plan: StagePlan, due: int) -> int:
+        """Slots for a stage: more than one when others would stand idle, such as while all wait for a teacher.
+
+        Stages that are due share the free slots; one is left for what comes next.
+
+        Args:
+            plan: The stage.
+            due: Stages that are due and not begun, this one included.
+        """
+        if plan.kind not in WIDENED:
+            return 1
+        return max(1, min(self._engine.widest(), (self._engine.capacity() - 1) // due))
 
     def _hand_over(self, attempt: AttemptRecord) -> None:
         try:

@@ -323,7 +323,7 @@ class StageRecord:
 class AttemptRecord:
     """One try at a stage, held under a lease: ``token`` proves it, ``expires_at`` ends it. Times are Unix seconds.
 
-    ``asker`` was the first to want the stage; others may share what it gives.
+    ``asker`` was the first to want the stage; others may share what it gives. ``slots`` are the engine's that it takes.
     """
 
     id: str
@@ -335,6 +335,7 @@ class AttemptRecord:
     opened_at: float = 0.0
     ended_at: float | None = None
     asker: Asker = NO_ONE
+    slots: int = 1
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,9 @@ class Ledger(Protocol):
     def results(self, keys: Iterable[str]) -> dict[str, StageResult]:
         """What those of these stages have left that are done, by key."""
 
-    def open_attempt(self, key: str, *, lease_s: float, threads: int, asker: Asker = NO_ONE) -> AttemptRecord | None:
+    def open_attempt(
+        self, key: str, *, lease_s: float, threads: int, slots: int = 1, asker: Asker = NO_ONE
+    ) -> AttemptRecord | None:
         """Moves pending -> running with a new attempt; None when the stage is not pending, or must still wait."""
 
     def attempt(self, attempt_id: str) -> AttemptRecord:
@@ -127,7 +129,10 @@ class Ledger(Protocol):
         """All attempts at a stage, oldest first."""
 
     def device_seconds(self, keys: Collection[str], *, since: float) -> float:
-        """Seconds that attempts at these stages, opened since then (Unix seconds), have run; open ones until now."""
+        """Seconds that attempts at these stages, opened since then (Unix seconds), have run; open ones until now.
+
+        One of several slots counts in each.
+        """
 
     def stage_seconds(self, kind: StageKind, *, limit: int) -> list[tuple[StagePlan, float]]:
         """Plans and seconds of the last ``limit`` stages of a kind that were done, newest first."""
@@ -207,10 +212,14 @@ class Engine(Protocol):
     one_machine: bool = True
 
     def capacity(self) -> int:
-        """How many more attempts may be submitted now."""
+        """How many slots are free: as many more attempts of one slot may be submitted now."""
 
     def threads(self) -> int:
-        """CPU threads that each attempt gets."""
+        """CPU threads of a slot."""
+
+    def widest(self) -> int:
+        """How many slots one attempt may take. More than one only where a stage is done sooner with their threads."""
+        return 1
 
     def submit(self, attempt: AttemptRecord) -> None:
         """Starts the attempt's process."""

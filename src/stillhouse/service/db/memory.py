@@ -140,7 +140,9 @@ class MemoryLedger(MemoryOffers, MemoryJobs, MemoryModels, MemoryLists, MemoryUn
 
     # ---------------------------------------------------------------------------------- attempts
 
-    def open_attempt(self, key: str, *, lease_s: float, threads: int, asker: Asker = NO_ONE) -> AttemptRecord | None:
+    def open_attempt(
+        self, key: str, *, lease_s: float, threads: int, slots: int = 1, asker: Asker = NO_ONE
+    ) -> AttemptRecord | None:
         """Moves pending -> running; of several callers at once, one gets the attempt."""
         with self._lock:
             stage = self._stages.get(key)
@@ -148,7 +150,9 @@ class MemoryLedger(MemoryOffers, MemoryJobs, MemoryModels, MemoryLists, MemoryUn
             if stage is None or stage.state != "pending" or (stage.not_before or 0.0) > now:
                 return None
             token, expires_at = secrets.token_hex(16), now + lease_s
-            attempt = AttemptRecord(new_id("att"), key, token, "open", expires_at, threads, now, asker=asker)
+            attempt = AttemptRecord(
+                new_id("att"), key, token, "open", expires_at, threads, now, asker=asker, slots=slots
+            )
             self._attempts[attempt.id] = attempt
             self._stages[key] = replace(
                 stage, state="running", attempts=stage.attempts + 1, reason=None, not_before=None, progress={}
@@ -170,11 +174,11 @@ class MemoryLedger(MemoryOffers, MemoryJobs, MemoryModels, MemoryLists, MemoryUn
             return [attempt for attempt in self._attempts.values() if attempt.stage_key == key]
 
     def device_seconds(self, keys: Collection[str], *, since: float) -> float:
-        """Seconds that attempts at these stages have run since then."""
+        """Seconds that attempts at these stages have run since then, in all of their slots."""
         wanted, now = frozenset(keys), time.time()
         with self._lock:
             found = [a for a in self._attempts.values() if a.stage_key in wanted and a.opened_at >= since]
-        return sum((attempt.ended_at or now) - attempt.opened_at for attempt in found)
+        return sum(((attempt.ended_at or now) - attempt.opened_at) * attempt.slots for attempt in found)
 
     def stage_seconds(self, kind: StageKind, *, limit: int) -> list[tuple[StagePlan, float]]:
         """Those done last, by the end of the attempt that did them."""

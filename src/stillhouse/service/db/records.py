@@ -222,7 +222,9 @@ def attempt_record(row: AttemptRow) -> AttemptRecord:
     """From its row."""
     times = (row.opened_at, row.ended_at)
     asker = Asker(row.job_id, row.trial_number)
-    return AttemptRecord(row.id, row.stage_key, row.token, row.state, row.expires_at, row.threads, *times, asker)
+    return AttemptRecord(
+        row.id, row.stage_key, row.token, row.state, row.expires_at, row.threads, *times, asker, row.slots
+    )
 
 
 def deployment_values(deployment: Deployment) -> dict[str, Json]:

@@ -81,6 +81,7 @@ class AttemptRow(Base):
     state: Mapped[str] = mapped_column(String(16), index=True)
     expires_at: Mapped[float]
     threads: Mapped[int] = mapped_column(Integer)
+    slots: Mapped[int] = mapped_column(Integer, server_default="1")
     progress: Mapped[dict[str, Json]]
     opened_at: Mapped[float]
     ended_at: Mapped[float | None]

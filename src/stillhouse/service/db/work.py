@@ -149,7 +149,9 @@ class WorkTables:
 
     # ---------------------------------------------------------------------------------- attempts
 
-    def open_attempt(self, key: str, *, lease_s: float, threads: int, asker: Asker = NO_ONE) -> AttemptRecord | None:
+    def open_attempt(
+        self, key: str, *, lease_s: float, threads: int, slots: int = 1, asker: Asker = NO_ONE
+    ) -> AttemptRecord | None:
         """Moves pending -> running; of several callers at once, one gets the attempt."""
         now = time.time()
         with self._sessions.write() as session:
@@ -165,6 +167,7 @@ class WorkTables:
                 state="open",
                 expires_at=now + lease_s,
                 threads=threads,
+                slots=slots,
                 progress={},
                 opened_at=now,
                 ended_at=None,
@@ -196,9 +199,9 @@ class WorkTables:
             return [attempt_record(row) for row in session.scalars(query)]
 
     def device_seconds(self, keys: Collection[str], *, since: float) -> float:
-        """Seconds that attempts at these stages have run since then."""
+        """Seconds that attempts at these stages have run since then, in all of their slots."""
         wanted, now, total = list(dict.fromkeys(keys)), time.time(), 0.0
-        took = func.sum(func.coalesce(AttemptRow.ended_at, now) - AttemptRow.opened_at)
+        took = func.sum((func.coalesce(AttemptRow.ended_at, now) - AttemptRow.opened_at) * AttemptRow.slots)
         with self._sessions.read() as session:
             for start in range(0, len(wanted), _KEYS_A_QUERY):
                 part = AttemptRow.stage_key.in_(wanted[start : start + _KEYS_A_QUERY])

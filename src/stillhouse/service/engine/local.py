@@ -1,8 +1,9 @@
 """The local engine: a process per attempt on this machine, forked from a server that has torch loaded.
 
-Each slot holds one attempt. With GPUs there is one slot a GPU, and its attempt sees that one only; the CPU
-threads are shared out among the slots. All signals are sent by the server, which is the parent of the
-attempts; when this process dies in whatever way, the server sees its socket close and ends them.
+A slot is what an attempt takes. With GPUs there is one slot a GPU, and its attempt sees that one only; the CPU
+threads are shared out among the slots. Without GPUs an attempt may take two slots, for their threads. All signals
+are sent by the server, which is the parent of the attempts; when this process dies in whatever way, the server sees
+its socket close and ends them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from stillhouse.search.job import AttemptRecord
 from stillhouse.search.ports import Engine
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+WIDEST = 2
+"""Slots that an attempt may take: twice the threads are worth it (docs/benchmarks.md); more was not measured."""
 _CLOSE_MARGIN_S = 5.0
 
 
@@ -54,7 +57,7 @@ class LocalEngine(Engine):
         self._gpus = visible_gpus()
         self._slots = slots or len(self._gpus) or 1
         self._lock = threading.RLock()
-        self._running: dict[str, int] = {}
+        self._running: dict[str, tuple[int, ...]] = {}
         self._faults: dict[str, str] = {}
         self._unread = b""
         self._closed = False
@@ -64,44 +67,48 @@ class LocalEngine(Engine):
     # ------------------------------------------------------------------------------------- verbs
 
     def capacity(self) -> int:
-        """How many more attempts may be submitted now."""
+        """How many slots are free."""
         with self._lock:
             self._listen()
-            return 0 if self._closed else self._slots - len(self._running)
+            return 0 if self._closed else len(self._free)
 
     def threads(self) -> int:
-        """CPU threads that each attempt gets."""
+        """CPU threads of a slot."""
         return max(1, usable_cores() // self._slots)
+
+    def widest(self) -> int:
+        """Two slots, where there are cores for their threads; one with GPUs, for a stage computes on one of them."""
+        return 1 if self._gpus else max(1, min(WIDEST, usable_cores() // self.threads()))
 
     def submit(self, attempt: AttemptRecord) -> None:
         """Starts the attempt's process; returns at once.
 
         Raises:
-            StillhouseError: No slot is free, the engine is closed, or its server cannot be reached.
+            StillhouseError: Too few slots are free, the engine is closed, or its server cannot be reached.
         """
         with self._lock:
-            if self.capacity() < 1:
+            if self.capacity() < attempt.slots:
                 raise StillhouseError(
-                    f"capacity() >= 1 must hold before submit, but {len(self._running)} of {self._slots} slots are "
-                    f"taken{' and the engine is closed' if self._closed else ''}"
+                    f"capacity() >= {attempt.slots} must hold before submit, but {self._slots - len(self._free)} of "
+                    f"{self._slots} slots are taken{' and the engine is closed' if self._closed else ''}"
                 )
             if self._server.poll() is not None:
                 self._stop_server()
                 self._start_server()
-            slot = min(set(range(self._slots)) - set(self._running.values()))
+            slots = self._free[: attempt.slots]
             command = {
                 "do": "start",
                 "id": attempt.id,
                 "target": self._target,
                 "args": [attempt.id, attempt.threads, str(self._home)],
                 "log": str(self._home / "logs" / f"{attempt.id}.log"),
-                "env": self._environment(slot, attempt.threads),
+                "env": self._environment(slots[0], attempt.threads),
                 "grace_s": self._grace_s,
                 "memory_bytes": self._memory_bytes,
             }
             if not self._send(command):
                 raise StillhouseError(f"the engine's server ended; {self._log_path} says why")
-            self._running[attempt.id] = slot
+            self._running[attempt.id] = slots
 
     def running(self, attempt_id: str) -> bool:
         """False when no process works on the attempt any more."""
@@ -132,6 +139,11 @@ class LocalEngine(Engine):
                 self._running.clear()
 
     # ------------------------------------------------------------------------------------ server
+
+    @property
+    def _free(self) -> tuple[int, ...]:
+        taken = {slot for slots in self._running.values() for slot in slots}
+        return tuple(slot for slot in range(self._slots) if slot not in taken)
 
     @property
     def _log_path(self) -> Path:

@@ -99,7 +99,7 @@ class RayEngine(Engine):
     # ------------------------------------------------------------------------------------- verbs
 
     def capacity(self) -> int:
-        """How many more attempts the cluster's nodes have room for now."""
+        """How many more attempts the cluster's nodes have room for now. Each takes one slot."""
         with self._lock:
             seen = self._look()
             return 0 if seen.away else max(0, seen.slots - len(seen.live))
