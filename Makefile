@@ -38,7 +38,7 @@ up: $(STAMP) ## Serve the API, the pages and the controller on 127.0.0.1:8000
 
 .PHONY: test
 test: $(STAMP) ## Run all tests, two files at a time
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 .PHONY: test-fast
 test-fast: $(STAMP) ## Run the unit, property and golden tests only

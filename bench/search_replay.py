@@ -4,7 +4,8 @@
 learning curve, the costs and the seconds of every candidate, so a search can be run again in a simulated clock: a stage
 takes the seconds that it took, and tells what it told. Ours is the product's own controller with its defaults on the
 in-memory ledger; only the engine is simulated. A stage that it gives two slots, because others would stand idle, takes
-the seconds that it took divided by the speed-up that was measured (``docs/benchmarks/wide.json``, ``bench/wide.py``).
+the seconds that it took divided by the speed-up that was measured (``docs/benchmarks/wide.json``, ``bench/wide.py``);
+what a mentor says, which the table holds as one stage, takes as much longer in parts as was measured there.
 
 - Plain ``random``, Optuna's TPE and NSGA-II: each trial makes its own teacher, targets, assistant and student, as a
   script around ``study.optimize`` does, and learns the costs by trying. A combination that is no candidate, and one
@@ -34,10 +35,10 @@ from typing import Any
 import numpy as np
 import optuna
 
+from _table import MEASURE_S, Score, Table, candidate_of
 from stillhouse.search.controller import Controller
 from stillhouse.search.domain import Budget, Candidate, Json, StageKind, StagePlan, StageResult
-from stillhouse.search.job import AttemptRecord, JobSpec
-from stillhouse.search.pareto import hypervolume
+from stillhouse.search.job import AttemptRecord
 from stillhouse.search.plan import ingest_plan
 from stillhouse.search.ports import Engine
 from stillhouse.service.db.memory import MemoryLedger
@@ -45,103 +46,12 @@ from stillhouse.service.db.memory import MemoryLedger
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "benchmarks" / "search_table.json"
 WIDE = ROOT / "docs" / "benchmarks" / "wide.json"
-MEASURE_S = 2.0
-SHARE = 0.95
 MOST_IN_VAIN = 50
 """Proposals in a row that are no news before a plain search is given a candidate drawn at random."""
 TIMES = (300, 600, 900, 1200, 1800, 2700, 4000, 6000, 9000, 13500, 20000, 30000)
 """Seconds at which the hypervolume is given."""
 BUDGETS = {"75 M MACs": Budget(max_macs=75_000_000), "no limit": Budget(), "25 M MACs": Budget(max_macs=25_000_000)}
 """The first is the one that is reported on; the others say how far that depends on it."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One candidate of the table."""
-
-    candidate: Candidate
-    macs: int
-    image_bytes: float
-    curve: tuple[int, ...]
-    test: int
-    epoch_s: float
-
-
-class Table:
-    """The table, as one seed sees it.
-
-    Args:
-        data: The file.
-        wide: Stages with the threads of two slots, as measured; None gives each stage one slot.
-        seed: Draws the accuracies that are told; None tells the table's own.
-    """
-
-    def __init__(self, data: dict[str, Any], seed: int | None, wide: dict[str, Any] | None = None) -> None:
-        self.data = data
-        self.slots: int = wide["threads"] if wide else 1
-        self._speedup: dict[str, dict[str, float]] = wide["speedup"] if wide else {}
-        self.spec = JobSpec.from_json(data["spec"])
-        self.total: int = data["pictures"]["val"]
-        self.tests: int = data["pictures"]["test"]
-        self.shared: dict[str, dict[str, float]] = data["shared_s"]
-        self.rows = {row.candidate: row for row in map(_row, data["rows"])}
-        rng = np.random.default_rng(seed)
-        self.told = {
-            candidate: tuple(row.curve if seed is None else rng.binomial(self.total, np.array(row.curve) / self.total))
-            for candidate, row in self.rows.items()
-        }
-
-    def alone(self, candidate: Candidate) -> float:
-        """Seconds of a trial that shares nothing."""
-        return sum(self.shared[candidate.arch].values()) + self.student(candidate) + MEASURE_S
-
-    def student(self, candidate: Candidate) -> float:
-        """Seconds of a student's own training."""
-        row = self.rows[candidate]
-        return len(row.curve) * row.epoch_s
-
-    def speedup(self, stage: str, slots: int) -> float:
-        """How many times as fast a stage is in so many slots as in one."""
-        return self._speedup[stage]["median"] if slots > 1 else 1.0
-
-
-class Score:
-    """Hypervolume of what has been trained, as a share of the whole table's."""
-
-    def __init__(self, table: Table, budget: Budget) -> None:
-        self.fits = {c for c, r in table.rows.items() if budget.max_macs is None or r.macs <= budget.max_macs}
-        costs = np.log2([[table.rows[c].macs, table.rows[c].image_bytes] for c in self.fits])
-        low, high = costs.min(axis=0), costs.max(axis=0)
-        scaled = (costs - low) / (high - low)
-        self._point = {
-            c: (table.rows[c].test / table.tests, *row) for c, row in zip(self.fits, scaled.tolist(), strict=True)
-        }
-        self._corner = (1 / len(table.data["summary"]["classes"]), 1.05, 1.05)
-        self._whole = hypervolume(list(self._point.values()), self._corner)
-        self._trained: list[Candidate] = []
-        self.history: list[tuple[float, float]] = []
-
-    def trained(self, candidate: Candidate, at: float) -> bool:
-        """Takes in a model; True when the aim is reached."""
-        if candidate in self.fits:
-            self._trained.append(candidate)
-            share = hypervolume([self._point[c] for c in self._trained], self._corner) / self._whole
-            self.history.append((at, share))
-        return self.reached is not None
-
-    @property
-    def reached(self) -> float | None:
-        """Seconds until the aim."""
-        return next((at for at, share in self.history if share >= SHARE), None)
-
-    @property
-    def seconds(self) -> float:
-        """Until the aim; infinite when it is never reached."""
-        return math.inf if self.reached is None else self.reached
-
-    def share(self, at: float) -> float:
-        """Of the whole hypervolume, at so many seconds."""
-        return max((share for when, share in self.history if when <= at), default=0.0)
 
 
 # ------------------------------------------------------------------------------------------- ours
@@ -168,7 +78,8 @@ class Simulated(Engine):
         return 1
 
     def widest(self) -> int:
-        return self.table.slots
+        slots: int = self.table.wide["threads"]
+        return slots
 
     def submit(self, attempt: AttemptRecord) -> None:
         plan = self.ledger.stages([attempt.stage_key])[attempt.stage_key].plan
@@ -196,21 +107,21 @@ class Simulated(Engine):
     def seconds(self, plan: StagePlan, slots: int) -> float:
         arch = plan.spec.get("arch", plan.hints.get("arch"))
         if plan.kind is StageKind.STUDENT:
-            epochs = plan.spec.get("until", plan.spec["epochs"]) - plan.hints.get("resumed", 0)
-            one = self.table.rows[_candidate(plan.spec)].epoch_s * epochs
-            return one / self.table.speedup(f"student {arch}", slots)
-        if plan.kind is StageKind.MEASURE:
-            return MEASURE_S
-        name = str(plan.kind)
+            epochs: int = plan.spec.get("until", plan.spec["epochs"]) - plan.hints.get("resumed", 0)
+            return self.table.rows[candidate_of(plan.spec)].epoch_s * epochs
         if plan.kind is StageKind.TARGETS:
-            name = f"{self.ledger.stages([plan.inputs['model']])[plan.inputs['model']].plan.kind}_targets"
-        if name.startswith("teacher"):
-            return self._teacher[name] / self.table.speedup(name, slots)
-        return self.table.shared.get(arch, {}).get(name, 0.0) / self.table.speedup(f"{name} {arch}", slots)
+            of = self.ledger.stages([plan.inputs["model"]])[plan.inputs["model"]].plan.kind
+            first, end = plan.spec["part"]
+            return self.table.mentor(f"{of}_targets", arch, slots, (end - first) / plan.spec["views"])
+        if plan.kind in (StageKind.TEACHER, StageKind.ASSISTANT):
+            return self.table.mentor(str(plan.kind), arch, slots, 1.0)
+        if plan.kind is StageKind.EXPORT:
+            return self.table.shared[arch]["export"] if arch in self.table.shared else 0.0
+        return MEASURE_S if plan.kind is StageKind.MEASURE else 0.0
 
     def result(self, plan: StagePlan) -> StageResult:
         if plan.kind is StageKind.STUDENT:
-            curve = self.table.told[_candidate(plan.spec)]
+            curve = self.table.told[candidate_of(plan.spec)]
             val = {"correct": int(curve[plan.spec.get("until", plan.spec["epochs"]) - 1]), "total": self.table.total}
             return StageResult({}, {"val": val})
         if plan.kind is StageKind.EXPORT:
@@ -224,12 +135,8 @@ class Simulated(Engine):
             return StageResult({}, {**self.table.data["summary"], "splits": self.table.data["pictures"]})
         return StageResult({}, {"val": {"correct": 0, "total": 1}})
 
-    @property
-    def _teacher(self) -> dict[str, float]:
-        return next(iter(self.table.shared.values()))
-
     def _candidate(self, measure: StagePlan) -> Candidate:
-        return _candidate(self.ledger.stages([measure.inputs["onnx"]])[measure.inputs["onnx"]].plan.spec)
+        return candidate_of(self.ledger.stages([measure.inputs["onnx"]])[measure.inputs["onnx"]].plan.spec)
 
 
 def ours(table: Table, budget: Budget, workers: int, seed: int, **changes: Any) -> Score:
@@ -340,7 +247,7 @@ PLAIN: dict[str, Search] = {
 }
 PARTS: dict[str, Search] = {
     "ours": ours,
-    "ours, one slot a stage": lambda t, b, w, s: ours(Table(t.data, s), b, w, s),
+    "ours, one slot a stage": lambda t, b, w, s: ours(Table(t.data, t.wide | {"threads": 1}, s), b, w, s),
     "ours with rungs": lambda t, b, w, s: ours(t, b, w, s, eta=3),
     "ours with TPE": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe"),
     "ours with TPE and rungs (MO-ASHA)": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe", eta=3),
@@ -356,7 +263,7 @@ def replay(
     searches: dict[str, Search],
 ) -> dict[str, Json]:
     """Seconds of each search, how many times as long as ours it takes seed by seed, and its hypervolume over time."""
-    tables = [Table(data, seed, wide) for seed in range(seeds)]
+    tables = [Table(data, wide, seed) for seed in range(seeds)]
     runs = {name: [search(t, budget, workers, s) for s, t in enumerate(tables)] for name, search in searches.items()}
     took = {name: [score.seconds for score in scores] for name, scores in runs.items()}
     found: dict[str, Json] = {"seconds": {name: _spread(values) for name, values in took.items()}}
@@ -376,15 +283,6 @@ def _spread(values: list[float]) -> dict[str, float | None]:
     found = np.percentile(values, [50, 2.5, 97.5], method="nearest").tolist()
     names = ("median", "low", "high")
     return {name: round(value, 2) if math.isfinite(value) else None for name, value in zip(names, found, strict=True)}
-
-
-def _row(data: dict[str, Any]) -> Row:
-    costs = data["macs"], data["image_bytes"]
-    return Row(Candidate.from_json(data["candidate"]), *costs, tuple(data["curve"]), data["test"], data["epoch_s"])
-
-
-def _candidate(spec: Any) -> Candidate:
-    return Candidate.from_json({name: spec[name] for name in ("arch", "image_size", "network_size", "stem")})
 
 
 def main() -> None:

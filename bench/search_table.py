@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -164,8 +165,11 @@ class Table:
     def _shared(self, candidate: Candidate, mentors: list[StagePlan]) -> dict[str, float]:
         """Seconds of what all candidates of a network share, in order, and of one export."""
         names = ("teacher", "teacher_targets", "assistant", "assistant_targets")
-        trained = [plan for plan in mentors if plan.kind is not StageKind.PROBE]
-        found = {name: self.stages.seconds(plan.key) for name, plan in zip(names, trained, strict=True)}
+        groups = itertools.groupby(
+            (plan for plan in mentors if plan.kind is not StageKind.PROBE), key=lambda plan: plan.kind
+        )
+        seconds = (sum(self.stages.seconds(plan.key) for plan in plans) for _, plans in groups)
+        found = dict(zip(names, seconds, strict=True))
         return {name: round(value, 2) for name, value in (found | {"export": self._export_s(candidate)}).items()}
 
     def _export_s(self, candidate: Candidate) -> float:

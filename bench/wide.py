@@ -1,16 +1,20 @@
-"""How much sooner a stage is done with the threads of two slots: what the controller does with slots that stand idle.
+"""How much sooner a mentor's stage is done with the threads of two slots, and what its views cost in parts.
 
-``python bench/wide.py`` runs the stages of the search table (``bench/search_table.py``, its data set and networks) with
-short trainings, each with one thread and with two in turn, and writes ``docs/benchmarks/wide.json``. A process of one
-thread is held to one core and one of two threads to two, so the threads that prepare pictures compete for them
-as they do where every slot is taken. ``speedup`` is seconds with one thread / seconds with two, round by round: median,
-least and greatest. All that a stage does counts, from reading its inputs to writing its result.
+``python bench/wide.py`` runs the mentors' stages of the search table (``bench/search_table.py``: its data set, networks
+and teacher; half of its epochs), each with one thread and with two in turn, and writes ``docs/benchmarks/wide.json``. A
+process of one thread is held to one core and one of two threads to two, so the threads that prepare pictures compete
+for them as they do where every slot is taken. All that a stage does counts, from reading its inputs to writing its
+result. Median, least and greatest over rounds of
+
+- ``speedup``: seconds with one thread / seconds with two;
+- ``in_parts``: seconds of the stages that share the views of a mentor, one after the other / of one stage for all.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -33,16 +37,21 @@ from stillhouse.search.plan import Planner
 
 OUT = ROOT / "docs" / "benchmarks" / "wide.json"
 WIDE = 2
-SHORT = replace(SPEC, epochs=Epochs(teacher=2, assistant=2, student=4), views=2)
+SHORT = replace(SPEC, epochs=Epochs(teacher=3, assistant=3, student=1))
 STUDENT = {"image_size": "48x48", "network_size": "96x96", "stem": "stock"}
-"""The student that is trained of each network."""
 
 
-def chains(data: Path) -> dict[str, tuple[StagePlan, ...]]:
-    """Network -> its stages from the teacher to a student."""
+def chains(data: Path) -> dict[str, dict[str, tuple[StagePlan, ...]]]:
+    """Network -> its mentors' stages by name, in order; those that share the views of one mentor are one name's."""
     assert SHORT.classes is not None
     planner = Planner(SHORT, ingest_of(data).key, SHORT.classes, narrowed(offline_catalogue()))
-    return {arch: planner.student(Candidate.from_json({"arch": arch, **STUDENT}), SHORT.method) for arch in SPACE}
+    found = {}
+    for arch in SPACE:
+        *mentors, _ = planner.student(Candidate.from_json({"arch": arch, **STUDENT}), SHORT.method)
+        groups = itertools.groupby((plan for plan in mentors if plan.kind != "probe"), key=lambda plan: plan.kind)
+        names = ("teacher", "teacher_targets", f"assistant {arch}", f"assistant_targets {arch}")
+        found[arch] = {name: tuple(plans) for name, (_, plans) in zip(names, groups, strict=True)}
+    return found
 
 
 def hold(threads: int) -> None:
@@ -58,25 +67,27 @@ def seconds_of(work: Path, plan: StagePlan) -> float:
     return stages.seconds(plan.key)
 
 
-def a_round(data: Path, folder: Path, number: int) -> dict[str, float]:
-    """Stage -> seconds with one thread / seconds with two. Which of them is first changes from stage to stage."""
-    ratios: dict[str, float] = {}
+def a_round(data: Path, folder: Path, number: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds with one thread / with two, and seconds in parts / in one stage, by name.
+
+    Which of them is first changes from name to name and from round to round.
+    """
+    wide, parts = dict[str, float](), dict[str, float]()
     widths = (1, WIDE)
     works = {width: folder / str(width) for width in widths}
     for work in works.values():
         shutil.copytree(folder.parent / "read", work)
     with Workers(widths) as workers:
-        for arch, chain in chains(data).items():
-            names = ("teacher", "teacher_targets", "assistant", "assistant_targets", "student")
-            for place, (name, plan) in enumerate(zip(names, [p for p in chain if p.kind != "probe"], strict=True)):
-                label = name if name.startswith("teacher") else f"{name} {arch}"
-                if label in ratios:
-                    continue
-                order = widths if (number + place) % 2 else widths[::-1]
-                took = {width: workers.run(width, works[width], plan) for width in order}
-                ratios[label] = took[1] / took[WIDE]
-                say(f"{label}: {took[1]:.1f} s, {took[WIDE]:.1f} s")
-    return ratios
+        named = {name: plans for chain in chains(data).values() for name, plans in chain.items()}
+        for place, (name, plans) in enumerate(named.items()):
+            order = widths if (number + place) % 2 else widths[::-1]
+            took = {width: sum(workers.run(width, works[width], plan) for plan in plans) for width in order}
+            wide[name] = took[1] / took[WIDE]
+            if len(plans) > 1:
+                spec = {key: value for key, value in plans[0].spec.items() if key != "part"}
+                parts[name] = took[1] / workers.run(1, works[1], replace(plans[0], spec=spec))
+            say(f"{name}: {took[1]:.1f} s, {took[WIDE]:.1f} s, in parts x{parts.get(name, 1):.2f}")
+    return wide, parts
 
 
 class Workers:
@@ -115,7 +126,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    data, rounds = options.data.resolve(), list[dict[str, float]]()
+    data, rounds = options.data.resolve(), list[tuple[dict[str, float], dict[str, float]]]()
     if len(os.sched_getaffinity(0)) < WIDE:
         raise SystemExit(f"{WIDE} cores are needed, but this process may run on {len(os.sched_getaffinity(0))}")
     os.environ["OMP_NUM_THREADS"] = "1"  # of what is not torch
@@ -124,7 +135,13 @@ def main() -> None:
         for number in range(options.rounds):
             rounds.append(a_round(data, Path(folder) / f"round{number}", number))
     made_with = {name: version(name).partition("+")[0] for name in ("torch", "timm")}
-    found = {"threads": WIDE, "rounds": len(rounds), "made_with": made_with, "speedup": figures(rounds)}
+    found = {
+        "threads": WIDE,
+        "rounds": len(rounds),
+        "made_with": made_with,
+        "speedup": figures([wide for wide, _ in rounds]),
+    }
+    found["in_parts"] = figures([parts for _, parts in rounds])
     options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -98,6 +98,18 @@ def targets(root: Path, dataset: Output, teacher: Output) -> Output:
 KEPT = {"features": "native", "feature_bytes": 1 << 30}
 
 
+def test_a_student_of_parts_is_that_of_the_whole(root: Path, dataset: Output, teacher: Output, targets: Output) -> None:
+    """Which stage told of which view makes no difference, nor does the order in which they are named."""
+    parts = {f"targets{1 - view}": targets_of(root, dataset, teacher, part=[view, view + 1]) for view in (0, 1)}
+    spec = recipe("lcnet_050", 1, size="64x64", method="logits", knobs={})
+    learned = []
+    for inputs in ({"targets0": targets}, parts):
+        one = stage(root, StageKind.ASSISTANT, spec, {"dataset": dataset, **inputs})
+        learned.append([(row["losses"], row["val_accuracy"]) for row in one.metrics["history"]])
+    assert learned[0] == learned[1]
+    assert learned[0][0][0]["distillation"] > 0
+
+
 @pytest.fixture(scope="module")
 def told(root: Path, dataset: Output, teacher: Output) -> Output:
     """What the teacher, taken for an assistant, tells of its inside too."""
@@ -133,9 +145,9 @@ def test_targets_are_the_teachers_logits_for_each_view(
 @pytest.mark.parametrize(("arch", "stem"), [("lcnet_050", "stride1"), ("vit_tiny_patch16_224", "half_patch")])
 def test_teacher_assistant_student(arch: str, stem: str, root: Path, dataset: Output, targets: Output) -> None:
     spec = recipe(arch, 1, size="64x64", method="logits", knobs={})
-    assistant = stage(root, StageKind.ASSISTANT, spec, {"dataset": dataset, "targets": targets})
+    assistant = stage(root, StageKind.ASSISTANT, spec, {"dataset": dataset, "targets0": targets})
     own = targets_of(root, dataset, assistant, **KEPT)
-    inputs = {"dataset": dataset, "targets": own, "assistant": assistant}
+    inputs = {"dataset": dataset, "targets0": own, "assistant": assistant}
     student = stage(root, StageKind.STUDENT, student_spec(arch, stem, 2), inputs)
     network = zoo.load(student.files["weights"])
     assert (str(network.image_size), str(network.network_size), network.stem) == ("32x32", "48x48", stem)
@@ -148,9 +160,9 @@ def test_teacher_assistant_student(arch: str, stem: str, root: Path, dataset: Ou
 
 def test_a_grey_student_of_a_colour_assistant(root: Path, dataset: Output, targets: Output) -> None:
     spec = recipe("lcnet_050", 1, size="64x64", method="logits", knobs={})
-    assistant = stage(root, StageKind.ASSISTANT, spec, {"dataset": dataset, "targets": targets})
+    assistant = stage(root, StageKind.ASSISTANT, spec, {"dataset": dataset, "targets0": targets})
     own = targets_of(root, dataset, assistant, **KEPT)
-    inputs = {"dataset": dataset, "targets": own, "assistant": assistant}
+    inputs = {"dataset": dataset, "targets0": own, "assistant": assistant}
     codec = {"name": "jpeg", "quality": 80, "lowest": 50, "share": 0.5}
     spec = student_spec("lcnet_050", "stock", 2, colour="grey", codec=codec, mixup=0.3)
     student = stage(root, StageKind.STUDENT, spec, inputs)
@@ -205,7 +217,7 @@ def test_a_stopped_student_goes_on_to_the_same_weights(
     features = {"tas": "native", "adversarial_mmd": "pooled"}.get(method)
     kept = {"features": features, "feature_bytes": 0 if live else 1 << 30} if features else {}
     own = targets_of(root, dataset, teacher, **kept, **mixed)
-    inputs = {"dataset": dataset, "targets": own} | ({} if method == "pixel" else {"assistant": teacher})
+    inputs = {"dataset": dataset, "targets0": own} | ({} if method == "pixel" else {"assistant": teacher})
     works = [tmp_path / "whole", tmp_path / "stopped"]
     whole = stage(root, StageKind.STUDENT, spec, inputs, work=works[0])
     for epoch in (1, 3):
@@ -227,7 +239,7 @@ def test_a_student_trained_rung_by_rung_has_the_same_weights(
     """Each rung is a stage of its own that reads what the one below it left."""
     spec = student_spec("lcnet_050", "stock", 4, method="tas", **CODED)
     own = targets_of(root, dataset, teacher, features="native", feature_bytes=1 << 30, mixup=CODED["mixup"])
-    inputs = {"dataset": dataset, "targets": own, "assistant": teacher}
+    inputs = {"dataset": dataset, "targets0": own, "assistant": teacher}
     whole = stage(root, StageKind.STUDENT, spec, inputs, work=tmp_path / "whole")
     first = stage(root, StageKind.STUDENT, spec | {"until": 1}, inputs, work=tmp_path / "first")
     second = stage(root, StageKind.STUDENT, spec | {"until": 3}, inputs | {"resume": first}, work=tmp_path / "second")
@@ -251,7 +263,7 @@ def test_a_live_mentor_teaches_what_its_cache_does(
         own = targets_of(root, dataset, teacher, **KEPT | {"feature_bytes": room}, **mixed)
         assert own.metrics["features"] == ("native" if way == "cached" else "")
         assert ("feature0" in own.files) is (way == "cached")
-        inputs = {"dataset": dataset, "targets": own, "assistant": teacher}
+        inputs = {"dataset": dataset, "targets0": own, "assistant": teacher}
         output = stage(root, StageKind.STUDENT, spec, inputs, work=tmp_path / way)
         losses[way] = [row["losses"] for row in output.metrics["history"]]
     for kept, live in zip(losses["cached"], losses["live"], strict=True):
@@ -273,7 +285,7 @@ def test_a_rung_of_a_ladder_is_an_assistant_that_learns_as_a_student_does(
 
     monkeypatch.setattr("stillhouse.distill.stage.train", looked_at)
     spec = recipe("lcnet_050", 1, size="48x48", large_size="64x64", method="tas", knobs=FULL, ema=0.5)
-    inputs = {"dataset": dataset, "targets": told, "assistant": teacher}
+    inputs = {"dataset": dataset, "targets0": told, "assistant": teacher}
     rung = stage(root, StageKind.ASSISTANT, spec, inputs)
     network = zoo.load(rung.files["weights"])
     assert (str(network.image_size), str(network.network_size), network.stem) == ("48x48", "48x48", "stock")
@@ -282,7 +294,7 @@ def test_a_rung_of_a_ladder_is_an_assistant_that_learns_as_a_student_does(
     assert all(torch.equal(value, given[name]) for name, value in started[0].items()), "it starts from its mentor"
     below = targets_of(root, dataset, rung, **KEPT | {"size": "48x48"})
     spec = student_spec("lcnet_050", "stock", 1, large_size="48x48", image_size="24x24")
-    student = stage(root, StageKind.STUDENT, spec, {"dataset": dataset, "targets": below, "assistant": rung})
+    student = stage(root, StageKind.STUDENT, spec, {"dataset": dataset, "targets0": below, "assistant": rung})
     assert set(student.metrics["history"][0]["losses"]) == {"task", "distillation", "features", "isrd"}
     start = load_file(rung.files["weights"])
     assert all(torch.equal(value, start[name]) for name, value in started[1].items())
@@ -301,7 +313,7 @@ def test_how_a_plan_wants_it_trained_reaches_the_loop(
     how = {"mixup": 0.5, "ema": 0.9, "schedule": "cosine", "compile": True}
     codec = {"codec": {"name": "webp", "quality": 75, "share": 0.5}}
     own = targets_of(root, dataset, teacher, mixup=0.5, features="pooled", feature_bytes=1 << 30)
-    inputs = {"dataset": dataset, "targets": own, "assistant": teacher}
+    inputs = {"dataset": dataset, "targets0": own, "assistant": teacher}
     plans = [
         (StageKind.STUDENT, student_spec("lcnet_050", "stock", 4, method="adversarial_mmd", **how, **codec)),
         (StageKind.ASSISTANT, recipe("lcnet_050", 4, size="64x64", method="logits", knobs={"alpha": 0.5}, **how)),
@@ -329,7 +341,7 @@ def test_the_teacher_itself_is_the_mentor_of_methods_without_an_assistant(
 ) -> None:
     own = targets_of(root, dataset, teacher, features="levels", feature_bytes=0)
     spec = student_spec("lcnet_035", "stock", 1, method=method)
-    student = stage(root, StageKind.STUDENT, spec, {"dataset": dataset, "targets": own, "teacher": teacher})
+    student = stage(root, StageKind.STUDENT, spec, {"dataset": dataset, "targets0": own, "teacher": teacher})
     assert {"task", "distillation"} < set(student.metrics["history"][0]["losses"])
 
 
@@ -345,7 +357,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage(
 def test_an_unknown_method_is_named(root: Path, dataset: Output, targets: Output) -> None:
     spec = student_spec("lcnet_035", "stock", 1, method="tass")
     with pytest.raises(UnknownNameError, match="did you mean tas"):
-        stage(root, StageKind.STUDENT, spec, {"dataset": dataset, "targets": targets})
+        stage(root, StageKind.STUDENT, spec, {"dataset": dataset, "targets0": targets})
 
 
 def test_a_teacher_starts_from_a_users_checkpoint(

@@ -134,6 +134,15 @@ def test_a_running_stage_counts_by_its_progress() -> None:
     assert scene.eta() < scene.seconds(*rest) + MEASURE_S + 0.1 * scene.seconds(teacher)
 
 
+def test_a_stage_in_two_slots_has_run_for_as_long_as_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    teacher, *rest = scene.begin(0)
+    assert scene.ledger.open_attempt(teacher.key, lease_s=9, threads=2, slots=2) is not None
+    ran = 0.3 * scene.seconds(teacher)
+    monkeypatch.setattr(scene.ledger, "device_seconds", lambda keys, since: 2 * ran)  # noqa: ARG005
+    assert scene.eta() == pytest.approx(scene.seconds(teacher) - ran + scene.seconds(*rest) + MEASURE_S)
+
+
 def test_trials_to_come_are_priced_by_the_candidates() -> None:
     alone, more = Scene(), Scene(trials=3, budget=Budget(max_latency_ms=9.0))
     for scene in (alone, more):

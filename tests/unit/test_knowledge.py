@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -153,7 +154,9 @@ def test_the_cache_tells_what_the_mentor_told(family: str, mixup: float, feature
     assert figures["features"] == features
     opened = Cache.open(files, json.loads(json.dumps(figures)))
     assert opened.outline == outline(mentor(family), features)
-    assert {array.dtype for array in (opened.logits, *opened.features)} == {np.dtype(np.float16)}
+    assert {array.dtype for array in (opened.logits[0], *(array[0] for array in opened.features))} == {
+        np.dtype(np.float16)
+    }
     assert figures["bytes"] == sum(path.stat().st_size for path in files.values())
     indices = np.array([7, 0, 9])
     for view in range(VIEWS):
@@ -180,6 +183,38 @@ def test_features_are_kept_when_all_of_them_fit(family: str, spare: int, kept: b
     opened = Cache.open(files, figures)
     assert len(opened.features) == len(features)
     assert opened.outline == shapes, "the shapes are told either way"
+
+
+@families
+@pytest.mark.parametrize("cuts", [[0, 1, 2, 3], [0, 2, 3]])
+def test_parts_of_a_cache_are_joined_to_the_whole(family: str, cuts: list[int], tmp_path: Path) -> None:
+    whole = Cache.open(*write(family, tmp_path / "whole"))
+    parts = []
+    for first, end in itertools.pairwise(cuts):
+        reader = Watched()
+        files, figures = write(family, tmp_path / str(first), reader=reader, views=range(first, end))
+        assert (figures["first_view"], figures["views"]) == (first, end - first)
+        assert set(reader.asked) == set(range(first, end)), "it tells of its own views alone"
+        parts.append(Cache.open(files, figures))
+    joined = Cache.joined(parts)
+    assert joined.outline == whole.outline
+    assert len(joined.logits) == VIEWS
+    indices = np.array([7, 0, 9])
+    for view in range(VIEWS):
+        found, wanted = (c.read(view, indices, torch.device("cpu"), features=True) for c in (joined, whole))
+        assert len(found.features) == len(wanted.features) > 0
+        for mine, theirs in zip((found.logits, *found.features), (wanted.logits, *wanted.features), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_no_part_keeps_features_when_all_views_would_not_fit(tmp_path: Path) -> None:
+    shapes = outline(mentor("cnn"), "native")
+    needed = VIEWS * COUNT * sum(2 * int(np.prod(shape)) for shape in shapes.features)
+    parts = [
+        Cache.open(*write("cnn", tmp_path / str(view), views=range(view, view + 1), most_bytes=needed - 1))
+        for view in range(VIEWS)
+    ]
+    assert Cache.joined(parts).features == ()
 
 
 class Stop:

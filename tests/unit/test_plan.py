@@ -28,7 +28,8 @@ SMALL = Candidate("lcnet_050", Size(32, 32), Size(64, 64), "stride1")
 
 
 def planner(**changes: object) -> Planner:
-    return Planner(dataclasses.replace(JobSpec("ds"), **changes), "dataset-key", 5, CATALOGUE)
+    """Of a job with one view a picture, so that one stage tells what a mentor says."""
+    return Planner(dataclasses.replace(JobSpec("ds", views=1), **changes), "dataset-key", 5, CATALOGUE)
 
 
 def kinds(stages: tuple[StagePlan, ...]) -> list[str]:
@@ -200,7 +201,7 @@ def test_a_ladder_is_a_chain_of_assistants(ladder: tuple[int, ...], method: str)
         assert learner.inputs["assistant"] == mentor.key
         assert told[place].inputs["model"] == mentor.key
         assert told[place].spec["size"] == mentor.spec["size"]
-        assert learner.inputs["targets"] == told[place].key
+        assert learner.inputs["targets0"] == told[place].key
 
 
 @pytest.mark.parametrize(
@@ -271,9 +272,32 @@ def test_a_teacher_that_may_have_to_run_is_among_the_inputs() -> None:
     assert kinds(hinted) == ["probe", *kinds(plain)], "what is read inside a teacher is looked for before it trains"
     assert hinted[0].spec["features"] == "levels"
     assert hinted[-1].inputs["teacher"] == hinted[1].key
-    assert set(plain[-1].inputs) == {"dataset", "targets"}
+    assert set(plain[-1].inputs) == {"dataset", "targets0"}
     assert hinted[1].key == plain[0].key
     assert hinted[2].key != plain[1].key
+
+
+@pytest.mark.parametrize(
+    ("views", "parts"),
+    [
+        (1, [[0, 1]]),
+        (3, [[0, 1], [1, 2], [2, 3]]),
+        (4, [[0, 1], [1, 2], [2, 3], [3, 4]]),
+        (10, [[0, 2], [2, 5], [5, 7], [7, 10]]),
+    ],
+)
+@pytest.mark.parametrize("method", ["tas", "hints"])
+def test_the_views_of_a_mentor_are_shared_among_stages(views: int, parts: list[list[int]], method: str) -> None:
+    stages = planner(views=views, ladder=(128,)).student(SMALL, method)
+    mentors = [stage for stage in stages if stage.kind in (StageKind.TEACHER, StageKind.ASSISTANT)]
+    for mentor, learner in itertools.pairwise([*mentors, stages[-1]]):
+        told = [stage for stage in of(stages, StageKind.TARGETS) if stage.inputs["model"] == mentor.key]
+        assert [stage.spec["part"] for stage in told] == parts
+        assert {stage.spec["views"] for stage in told} == {views}
+        assert {stage.hints["arch"] for stage in told} == {mentor.spec["arch"]}
+        read = {role: key for role, key in learner.inputs.items() if role.startswith("targets")}
+        assert read == {f"targets{index}": stage.key for index, stage in enumerate(told)}
+    assert len({stage.key for stage in stages}) == len(stages)
 
 
 # ------------------------------------------------------------------------------- keys, stage by stage
@@ -299,7 +323,6 @@ def test_a_default_and_the_same_value_given_are_one_training() -> None:
         ({"knobs": {"gamma": 2.0}}, ["teacher", "targets", "assistant", "targets"]),
         ({"ladder": (96,)}, ["teacher", "targets", "assistant", "targets"]),
         ({"schedule": "cosine"}, []),
-        ({"views": 2}, []),
         ({"compile": True}, ["teacher", "targets", "assistant", "targets", "assistant", "targets", "student"]),
     ],
 )

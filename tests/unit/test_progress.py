@@ -76,6 +76,9 @@ def test_titles_and_notes_say_what_is_going_on() -> None:
     costing = Planner(JobSpec("d"), "k", 3, CATALOGUE).costing(SMALL).stages
     assert title_of(costing[0]) == "export lcnet_050 32x32->64x64 stride1 (untrained, for its costs)"
     assert title_of(StagePlan(StageKind.TARGETS, {"size": "64x64"})) == "targets 64x64"
+    for views, part, said in ((4, [1, 2], " view 2 of 4"), (10, [2, 5], " views 3-5 of 10"), (1, [0, 1], "")):
+        spec = {"size": "64x64", "views": views, "part": part}
+        assert title_of(StagePlan(StageKind.TARGETS, spec)) == f"targets 64x64{said}"
     running = {"epoch": 2, "epochs": 6, "val_accuracy": 0.5, "images_per_s": 123.4}
     assert note_of(running) == "epoch 2/6, validation 50.0%, 123 images/s"
     assert note_of({}) == ""

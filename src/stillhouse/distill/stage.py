@@ -209,8 +209,7 @@ def _trained(
     kind: type[Method] = _pick("method", methods.registry(), method_name)
     cache = None
     if kind.needs.targets:
-        told = room.inputs["targets"]
-        cache = Cache.open(told.files, told.metrics)
+        cache = _told(room.inputs)
     method = kind(kind.params_from(knobs), task, network, None if cache is None else cache.outline, large)
     mentor = None
     if method.features and cache is not None and not cache.features:
@@ -280,6 +279,13 @@ def _views(room: Room, count: int) -> Views:
     return Views(room.store.digest, spec["seed"], ViewPolicy(mixup=spec.get("mixup", 0.0)), count)
 
 
+def _told(inputs: Mapping[str, InputFiles]) -> Cache:
+    """What the mentor said, of which each stage named ``targets...`` gives some views."""
+    parts = [part for role, part in inputs.items() if role.startswith("targets")]
+    ordered = sorted(parts, key=lambda part: int(part.metrics["first_view"]))
+    return Cache.joined([Cache.open(part.files, part.metrics) for part in ordered])
+
+
 def _mentor(inputs: Mapping[str, InputFiles]) -> InputFiles:
     """The network that targets come from: the assistant where there is one."""
     return inputs["assistant"] if "assistant" in inputs else inputs["teacher"]
@@ -298,9 +304,9 @@ def _targets(room: Room) -> Output:
         keep_bytes=0,
     )
     features, most = spec.get("features", ""), spec.get("feature_bytes", 0)
-    folder = room.output("logits.npy").parent
+    folder, views = room.output("logits.npy").parent, range(*spec.get("part", (0, spec["views"])))
     files, figures = write_targets(
-        network, reader, spec["views"], folder, features=features, most_bytes=most, report=room.report
+        network, reader, spec["views"], folder, features=features, most_bytes=most, report=room.report, views=views
     )
     return Output(files, figures)
 

@@ -53,7 +53,8 @@ class Effort:
             return epochs * self.epoch(spec["arch"], Size.parse(size), stem)
         if plan.kind is StageKind.TARGETS:
             macs = self.macs(plan.hints.get("arch", ""), Size.parse(spec["size"]), "stock")
-            return FORWARD * int(spec["views"]) * self.pictures * self._picture(macs)
+            first, end = spec.get("part", (0, spec["views"]))
+            return FORWARD * int(end - first) * self.pictures * self._picture(macs)
         if plan.kind is StageKind.INGEST:
             return INGEST_S_PER_PICTURE * self.pictures
         if plan.kind is StageKind.EXPORT and "onnx" in plan.inputs:

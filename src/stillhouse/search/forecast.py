@@ -128,13 +128,13 @@ class Forecast:
         if pace is None or prospects is None:
             return None
         outlook = Outlook(pace, prospects, job, dataset, trials)
-        opened = [attempt.stage_key for attempt in self._ledger.open_attempts()]
-        workers = max(1, len(opened), sum(trial.at_work for trial in trials))
-        elapsed = {key: self._ledger.device_seconds([key], since=0.0) for key in opened}
+        attempts = {attempt.stage_key: attempt for attempt in self._ledger.open_attempts()}
+        workers = max(1, sum(one.slots for one in attempts.values()), sum(trial.at_work for trial in trials))
+        elapsed = {key: self._ledger.device_seconds([key], since=0.0) / one.slots for key, one in attempts.items()}
         search, left = 0.0, self._left(job, trials, workers)
         if not outlook.search_is_over:
             search = min(left, outlook.search(stages, elapsed, workers))
-        others = [stage for key, stage in self._ledger.stages(opened).items() if key not in stages]
+        others = [stage for key, stage in self._ledger.stages(attempts).items() if key not in stages]
         working = sum(outlook.passed(stage, elapsed[stage.key]) for stage in others)
         # A search that takes all that the job may spend leaves nothing for comparisons.
         methods = len(baselines(job.spec, self._methods)) if search < left else 0

@@ -8,6 +8,7 @@ runs, and trials and jobs that share a prefix (the teacher, its targets, an assi
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -31,6 +32,9 @@ from stillhouse.search.rungs import levels
 
 BASELINES: Mapping[str, str] = {"no_teacher": "supervised", "plain_kd": "logits"}
 """What a front is compared with, by variant: the same network at the same size, trained by this method."""
+
+PARTS = 4
+"""Stages that share the views of one mentor: as many workers can tell what it says at once."""
 
 
 def ingest_plan(source: str, digest: str, skip_faults: bool, code: Mapping[str, str]) -> StagePlan:
@@ -155,20 +159,20 @@ class Planner:
         features = "" if needs.assistant else needs.features
         teacher, large = self.teacher(), self.spec.teacher_size
         before = (*self._probe(features), *self._teaching(teacher, large, features))
-        inputs = {"dataset": self.dataset_key, "targets": before[-1].key}
+        inputs = {"dataset": self.dataset_key}
         if not needs.assistant:
-            return before, inputs | ({"teacher": teacher.key} if features else {}), large
-        mentor = self.assistant(candidate.arch, before[-1])
+            return before, inputs | _told(before) | ({"teacher": teacher.key} if features else {}), large
+        mentor = self.assistant(candidate.arch, _told(before))
         before += self._teaching(mentor, large, needs.features)
         for side in self.spec.ladder:
             if side <= max(candidate.image_size.height, candidate.image_size.width):
                 break
             spec = self._recipe(candidate.arch, self.spec.epochs.assistant) | self._learning()
             spec |= {"arch": candidate.arch, "size": _square(side), "method": method, "knobs": dict(knobs)}
-            read = {"dataset": self.dataset_key, "targets": before[-1].key, "assistant": mentor.key}
+            read = inputs | _told(before) | {"assistant": mentor.key}
             mentor = self._stage(StageKind.ASSISTANT, spec | {"large_size": _square(large)}, read)
             before, large = before + self._teaching(mentor, side, needs.features), side
-        return before, inputs | {"targets": before[-1].key, "assistant": mentor.key}, large
+        return before, inputs | _told(before) | {"assistant": mentor.key}, large
 
     def teacher(self) -> StagePlan:
         """The large network on large pictures."""
@@ -179,12 +183,12 @@ class Planner:
             spec["weights"] = "none"
         return self._stage(StageKind.TEACHER, spec, {"dataset": self.dataset_key})
 
-    def assistant(self, arch: str, targets: StagePlan) -> StagePlan:
-        """The student's architecture on large pictures: it does not know the student's size."""
+    def assistant(self, arch: str, told: Mapping[str, str]) -> StagePlan:
+        """The student's architecture on large pictures, taught by what the teacher said: it knows no student's size."""
         spec = self._recipe(arch, self.spec.epochs.assistant) | self._learning()
         knobs = all_knobs(self.catalogue, "logits", {})
         spec |= {"arch": arch, "size": _square(self.spec.teacher_size), "method": "logits", "knobs": knobs}
-        return self._stage(StageKind.ASSISTANT, spec, {"dataset": self.dataset_key, "targets": targets.key})
+        return self._stage(StageKind.ASSISTANT, spec, {"dataset": self.dataset_key, **told})
 
     def export(self, candidate: Candidate, student: StagePlan) -> StagePlan:
         """The student as an ONNX file, checked against torch on pictures of the data set."""
@@ -234,7 +238,7 @@ class Planner:
         return (self._stage(StageKind.PROBE, spec),)
 
     def _teaching(self, model: StagePlan, side: int, features: str) -> tuple[StagePlan, ...]:
-        """A trained network and the cache of what it says of every view."""
+        """A trained network and the cache of what it says of every view, in parts that several workers can fill."""
         spec: dict[str, Json] = {
             "classes": self.classes,
             "size": _square(side),
@@ -246,8 +250,11 @@ class Planner:
         }
         if features:
             spec |= {"features": features, "feature_bytes": self.spec.feature_cache_bytes}
-        targets = self._stage(StageKind.TARGETS, spec, {"dataset": self.dataset_key, "model": model.key})
-        return (model, replace(targets, hints={**targets.hints, "arch": model.spec["arch"]}))
+        count = min(PARTS, self.spec.views)
+        cuts = [self.spec.views * index // count for index in range(count + 1)]
+        inputs = {"dataset": self.dataset_key, "model": model.key}
+        parts = (self._stage(StageKind.TARGETS, spec | {"part": list(cut)}, inputs) for cut in itertools.pairwise(cuts))
+        return (model, *(replace(part, hints={**part.hints, "arch": model.spec["arch"]}) for part in parts))
 
     def _network(self, candidate: Candidate) -> dict[str, Json]:
         return {
@@ -347,6 +354,12 @@ def unique(plans: Sequence[StagePlan]) -> list[StagePlan]:
 
 
 _TRAINED = (StageKind.TEACHER, StageKind.ASSISTANT, StageKind.STUDENT)
+
+
+def _told(stages: Sequence[StagePlan]) -> dict[str, str]:
+    """What the last mentor of these stages said, as inputs: the stages after it, one for each part of the views."""
+    parts = [*itertools.takewhile(lambda plan: plan.kind is StageKind.TARGETS, reversed(stages))]
+    return {f"targets{index}": part.key for index, part in enumerate(reversed(parts))}
 
 
 def _square(side: int) -> str:

@@ -162,7 +162,15 @@ def title_of(plan: StagePlan) -> str:
         return f"{plan.kind} {spec['arch']} {sizes} {spec['stem']}{method}{until}{untrained}"
     if plan.kind is StageKind.MEASURE:
         return f"measure at {spec['image_size']}" + (f" on {spec['split']}" if spec["split"] else "")
-    return " ".join(str(part) for part in (plan.kind, spec.get("arch"), spec.get("size")) if part)
+    return " ".join(str(part) for part in (plan.kind, spec.get("arch"), spec.get("size"), _views(spec)) if part)
+
+
+def _views(spec: Mapping[str, Json]) -> str:
+    """Which views of the pictures a stage tells of, where that is not all."""
+    first, end = spec.get("part", (0, 0))
+    if end - first in (0, spec.get("views")):
+        return ""
+    return f"view {end} of {spec['views']}" if end == first + 1 else f"views {first + 1}-{end} of {spec['views']}"
 
 
 def note_of(progress: Mapping[str, Json]) -> str:
