@@ -113,25 +113,17 @@ def write_targets(
     paths = {name: folder / f"{name}.npy" for name in wanted}
     marker = folder / "finished-views"
     finished = json.loads(marker.read_text()) if marker.exists() and all(p.exists() for p in paths.values()) else 0
-    mode = "r+" if finished else "w+"
-    files = {
-        name: np.lib.format.open_memmap(
-            paths[name], mode=mode, dtype=np.float16, shape=None if finished else (len(views), total, *wanted[name])
-        )
-        for name in wanted
-    }
-    for path in paths.values():
-        reserve(path)
+    files = [_mapped(path, (len(views), total, *wanted[name]), fresh=not finished) for name, path in paths.items()]
     pace = Pace(report, len(views) * total, finished * total)
     parts = [np.arange(start, min(start + BATCH, total)) for start in range(0, total, BATCH)]
     for place in range(finished, len(views)):
         for indices, pictures in zip(parts, ahead(partial(reader.read, view=views[place]), parts), strict=True):
             told = observe(network, pictures, features if kept else "")
             values = (told.logits, *told.features)
-            for file, value in zip(files.values(), values, strict=True):
+            for file, value in zip(files, values, strict=True):
                 file[place, indices] = value.cpu().numpy().astype(np.float16)
             pace.step(len(indices))
-        for file in files.values():
+        for file in files:
             file.flush()
         fresh = marker.with_suffix(".tmp")
         fresh.write_text(json.dumps(place + 1))
@@ -145,3 +137,11 @@ def write_targets(
         "seconds": time.monotonic() - began,
     }
     return paths, figures
+
+
+def _mapped(path: Path, shape: tuple[int, ...], *, fresh: bool) -> Array:
+    """A file of float16 in memory, with room on the disk for all of it."""
+    mode = "w+" if fresh else "r+"
+    file: Array = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape if fresh else None)
+    reserve(path)
+    return file
