@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,9 +140,9 @@ def write_targets(
     return paths, figures
 
 
-def _mapped(path: Path, shape: tuple[int, ...], *, fresh: bool) -> Array:
+def _mapped(path: Path, shape: tuple[int, ...], *, fresh: bool) -> np.memmap[Any, np.dtype[np.float16]]:
     """A file of float16 in memory, with room on the disk for all of it."""
     mode = "w+" if fresh else "r+"
-    file: Array = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape if fresh else None)
+    file = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape if fresh else None)
     reserve(path)
     return file
