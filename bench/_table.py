@@ -43,13 +43,25 @@ class Table:
         self.spec = JobSpec.from_json(data["spec"])
         self.total: int = data["pictures"]["val"]
         self.tests: int = data["pictures"]["test"]
-        self.shared: dict[str, dict[str, float]] = data["shared_s"]
+        self.shared: dict[str, dict[str, float]] = {
+            arch: {name: self._whole(arch, name, took) for name, took in of.items()}
+            for arch, of in data["shared_s"].items()
+        }
         self.rows = {row.candidate: row for row in map(_row, data["rows"])}
         rng = np.random.default_rng(seed)
         self.told = {
             candidate: tuple(rng.binomial(self.total, np.array(row.curve) / self.total))
             for candidate, row in self.rows.items()
         }
+
+    def _whole(self, arch: str, name: str, seconds: float) -> float:
+        """Seconds of a stage; of one that was recorded in parts, those that it takes as a whole."""
+        if not self.data.get("in_parts") or not name.endswith("targets"):
+            return seconds
+        whole: float = (
+            seconds / self.wide["in_parts"][name if name.startswith("teacher") else f"{name} {arch}"]["median"]
+        )
+        return whole
 
     def alone(self, candidate: Candidate) -> float:
         """Seconds of a trial that shares nothing."""

@@ -5,7 +5,7 @@ learning curve, the costs and the seconds of every candidate, so a search can be
 takes the seconds that it took, and tells what it told. Ours is the product's own controller with its defaults on the
 in-memory ledger; only the engine is simulated. A stage that it gives two slots, because others would stand idle, takes
 the seconds that it took divided by the speed-up that was measured (``docs/benchmarks/wide.json``, ``bench/wide.py``);
-what a mentor says, which the table holds as one stage, takes as much longer in parts as was measured there.
+what a mentor says takes as much longer in parts as was measured there.
 
 - Plain ``random``, Optuna's TPE and NSGA-II: each trial makes its own teacher, targets, assistant and student, as a
   script around ``study.optimize`` does, and learns the costs by trying. A combination that is no candidate, and one

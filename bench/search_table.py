@@ -144,6 +144,7 @@ class Table:
             "pictures": counts,
             "catalogue": kept,
             "summary": {**summary, "classes": summary["classes"][: SPEC.classes]},
+            "in_parts": True,
             "shared_s": shared,
             "rows": rows,
         }

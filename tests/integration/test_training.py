@@ -100,8 +100,8 @@ KEPT = {"features": "native", "feature_bytes": 1 << 30}
 
 def test_a_student_of_parts_is_that_of_the_whole(root: Path, dataset: Output, teacher: Output, targets: Output) -> None:
     """Which stage told of which view makes no difference, nor does the order in which they are named."""
-    parts = {f"targets{1 - view}": targets_of(root, dataset, teacher, part=[view, view + 1]) for view in (0, 1)}
-    spec = recipe("lcnet_050", 1, size="64x64", method="logits", knobs={})
+    parts = {f"targets{1 - view}": targets_of(root, dataset, teacher, part=[view, view + 1]) for view in (1, 0)}
+    spec = recipe("lcnet_050", 2, size="64x64", method="logits", knobs={})
     learned = []
     for inputs in ({"targets0": targets}, parts):
         one = stage(root, StageKind.ASSISTANT, spec, {"dataset": dataset, **inputs})

@@ -137,10 +137,12 @@ def test_a_running_stage_counts_by_its_progress() -> None:
 def test_a_stage_in_two_slots_has_run_for_as_long_as_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene()
     teacher, *rest = scene.begin(0)
-    assert scene.ledger.open_attempt(teacher.key, lease_s=9, threads=2, slots=2) is not None
+    attempt = scene.ledger.open_attempt(teacher.key, lease_s=9, threads=2, slots=2)
+    assert attempt is not None
     ran = 0.3 * scene.seconds(teacher)
-    monkeypatch.setattr(scene.ledger, "device_seconds", lambda keys, since: 2 * ran)  # noqa: ARG005
-    assert scene.eta() == pytest.approx(scene.seconds(teacher) - ran + scene.seconds(*rest) + MEASURE_S)
+    long_open = replace(attempt, opened_at=attempt.opened_at - ran)
+    monkeypatch.setattr(scene.ledger, "attempts", lambda _: [long_open])
+    assert scene.eta() == pytest.approx(scene.seconds(teacher) - ran + scene.seconds(*rest) + MEASURE_S, abs=0.5)
 
 
 def test_trials_to_come_are_priced_by_the_candidates() -> None:
@@ -245,7 +247,11 @@ def test_what_was_learned_is_kept_for_a_while() -> None:
 
 def test_many_workers_wait_for_the_longest_chain() -> None:
     left = {"a": 4.0, "b": 2.0, "c": 1.0}
-    work = Work.of([("a", "b"), ("a", "c")], left)
+    reads = {"b": ["a", "elsewhere"], "c": ["a"]}
+    work = Work.of([("a", "b"), ("a", "c")], left, reads)
     assert work == Work(7.0, 6.0)
     assert [work.over(n) for n in (1, 2, 100)] == pytest.approx([7.0, 6.5, 6.01])
-    assert Work.of([], {}).over(1) == 0.0
+    assert Work.of([], {}, {}).over(1) == 0.0
+    parts = {"t": 10.0, "p0": 3.0, "p1": 4.0, "p2": 3.0, "s": 5.0}
+    reads = {"p0": ["t"], "p1": ["t"], "p2": ["t"], "s": ["p0", "p1", "p2"]}
+    assert Work.of([tuple(parts)], parts, reads) == Work(25.0, 19.0), "parts of a cache are made side by side"

@@ -30,7 +30,7 @@ START_S = 120.0
 TIDY_S = 60.0
 """How often the home is tidied."""
 WIDENED = frozenset({StageKind.TEACHER, StageKind.TARGETS, StageKind.ASSISTANT})
-"""Kinds of stages that trials wait for and more threads make faster; a student gains little (docs/benchmarks.md)."""
+"""Kinds of stages that trials wait for. By the time that students are due, there are enough of them for all slots."""
 TAKEN = "another controller works on this database now; doing nothing until it is gone"
 
 log = logging.getLogger(__name__)

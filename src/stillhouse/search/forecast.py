@@ -28,7 +28,7 @@ from stillhouse.search.errors import UserError
 from stillhouse.search.job import DatasetRecord, JobRecord, StageRecord, TrialRecord
 from stillhouse.search.pace import Pace
 from stillhouse.search.pareto import deployment_front
-from stillhouse.search.plan import baselines
+from stillhouse.search.plan import PARTS, baselines
 from stillhouse.search.ports import Ledger
 from stillhouse.search.rungs import levels
 from stillhouse.search.space import Space
@@ -49,16 +49,18 @@ class Work:
     longest: float = 0.0
 
     @classmethod
-    def of(cls, chains: Iterable[Sequence[str]], left: Mapping[str, float]) -> Work:
-        """Chains of stages, of which those in several count once.
+    def of(cls, chains: Iterable[Sequence[str]], left: Mapping[str, float], reads: Mapping[str, Iterable[str]]) -> Work:
+        """Chains of stages, of which those in several count once; the parts of a cache are made side by side.
 
         Args:
             chains: Keys of the stages of each, in order.
             left: Seconds by key.
+            reads: Keys that each stage reads.
         """
-        known = [list(chain) for chain in chains]
-        total = sum(left.get(key, 0.0) for key in {key for chain in known for key in chain})
-        return cls(total, max((sum(left.get(key, 0.0) for key in chain) for chain in known), default=0.0))
+        ends: dict[str, float] = {}
+        for key in (key for chain in chains for key in chain):
+            ends[key] = left.get(key, 0.0) + max((ends.get(before, 0.0) for before in reads.get(key, ())), default=0.0)
+        return cls(sum(left.get(key, 0.0) for key in ends), max(ends.values(), default=0.0))
 
     def over(self, workers: int) -> float:
         """Seconds with so many workers, which wait for what they read: at most this (Graham 1966), and no less."""
@@ -130,7 +132,7 @@ class Forecast:
         outlook = Outlook(pace, prospects, job, dataset, trials)
         attempts = {attempt.stage_key: attempt for attempt in self._ledger.open_attempts()}
         workers = max(1, sum(one.slots for one in attempts.values()), sum(trial.at_work for trial in trials))
-        elapsed = {key: self._ledger.device_seconds([key], since=0.0) / one.slots for key, one in attempts.items()}
+        elapsed = {key: self._elapsed(key) for key in attempts}
         search, left = 0.0, self._left(job, trials, workers)
         if not outlook.search_is_over:
             search = min(left, outlook.search(stages, elapsed, workers))
@@ -140,6 +142,11 @@ class Forecast:
         methods = len(baselines(job.spec, self._methods)) if search < left else 0
         ending = outlook.ending(self._ledger.deployments(job.id), methods)
         return search + max(0.0, Work(max(0.0, ending.total - working), ending.longest - working).over(workers))
+
+    def _elapsed(self, key: str) -> float:
+        """Seconds that the attempts at a stage have run, in however many slots."""
+        now = time.time()
+        return sum((one.ended_at or now) - one.opened_at for one in self._ledger.attempts(key))
 
     def _learn(self) -> None:
         if self._clock() >= self._kept_until:
@@ -206,7 +213,7 @@ class Outlook:
         Args:
             stages: Those of the trials, by key.
             elapsed: Seconds that the attempts at each running stage have run.
-            workers: Attempts at a time.
+            workers: Slots at a time.
         """
         chains = [trial.stages for trial in self._trials if trial.state == "training"]
         left = {
@@ -215,7 +222,8 @@ class Outlook:
             for key in chain
             if key in stages
         }
-        now, later = Work.of(chains, left), self._to_come(stages)
+        reads = {key: stages[key].plan.inputs.values() for key in left}
+        now, later = Work.of(chains, left, reads), self._to_come(stages)
         return Work(now.total + later.total, max(now.longest, later.longest)).over(workers)
 
     def passed(self, stage: StageRecord, elapsed: float) -> float:
@@ -281,10 +289,11 @@ class Outlook:
             return 0.0, 0.0
         factors = self._pace.factor(StageKind.ASSISTANT), self._pace.factor(StageKind.TARGETS)
         prices = [seconds * factors[0] + told * factors[1] for _, seconds, told in others]
-        each = sum(prices) / len(prices)
+        parts = min(PARTS, self._spec.views)
+        each = sum(seconds * factors[0] + told * factors[1] / parts for _, seconds, told in others) / len(others)
         if self._spec.sampler == "auto":
             rate = (len(known) - 0.5) / (len(self._trials) + 1)
-            return each * min(len(others), rate * new), each
+            return sum(prices) / len(prices) * min(len(others), rate * new), each
         return sum(price * (1 - (1 - entry[0]) ** new) for price, entry in zip(prices, others, strict=True)), each
 
     def _rungs_begun(self, trial: TrialRecord) -> int:

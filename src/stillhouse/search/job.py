@@ -82,7 +82,8 @@ class JobSpec:
         max_wall_s: Seconds since its start in which a job may train, comparisons (``ablate``) included. Then the search
             stops; what has been trained by then is still exported, measured and read on the test split.
         max_device_s: The same by the summed seconds of all workers at stages that were run for this job: costs on a
-            device, teachers, assistants, students, exports, measurements, comparisons. A comparison that is not
+            device, teachers, assistants, students, exports, measurements, comparisons; a stage that takes two slots
+            counts in both. A comparison that is not
             trained by then is left out, and the job says so.
         min_gain: Share of the front's hypervolume that a candidate must be expected to add to be begun, whatever the
             sampler; the search ends when none is left that does. ``auto`` asks it of trials that wait at a rung too.

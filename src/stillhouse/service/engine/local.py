@@ -77,8 +77,8 @@ class LocalEngine(Engine):
         return max(1, usable_cores() // self._slots)
 
     def widest(self) -> int:
-        """Two slots, where there are cores for their threads; one with GPUs, for a stage computes on one of them."""
-        return 1 if self._gpus else max(1, min(WIDEST, usable_cores() // self.threads()))
+        """Two slots, where each has a core; one with GPUs, for a stage computes on one of them."""
+        return 1 if self._gpus or self._slots > usable_cores() else min(WIDEST, self._slots)
 
     def submit(self, attempt: AttemptRecord) -> None:
         """Starts the attempt's process; returns at once.
