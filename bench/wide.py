@@ -3,8 +3,8 @@
 ``python bench/wide.py`` runs the mentors' stages of the search table (``bench/search_table.py``: its data set, networks
 and teacher; half of its epochs), each with one thread and with two in turn, and writes ``docs/benchmarks/wide.json``. A
 process of one thread is held to one core and one of two threads to two: a slot is a core. Where cores are idle the
-thread that prepares pictures has one of its own, so a stage in one slot may be faster than here. All that a stage does counts, from reading its inputs to writing its
-result. Median, least and greatest over rounds of
+thread that prepares pictures has one of its own, so a stage in one slot may be faster than here. All that a stage does
+counts, from reading its inputs to writing its result. Median, least and greatest over rounds of
 
 - ``speedup``: seconds with one thread / seconds with two;
 - ``in_parts``: seconds of the stages that share the views of a mentor, one after the other / of one stage for all.

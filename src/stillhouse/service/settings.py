@@ -45,8 +45,9 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=256,
-        description="Stages that run at once on this machine, at most. By default one for each visible GPU, or 1 without a "
-        "GPU. Where three or more are idle and there is no GPU, a teacher or an assistant that trials wait for takes two.",
+        description="Stages that run at once on this machine, at most. By default one for each visible GPU, or 1 "
+        "without a GPU. Where three or more are idle and there is no GPU, a teacher or an assistant that trials wait "
+        "for takes two.",
     )
     store_url: str | None = Field(
         default=None,
