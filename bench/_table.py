@@ -58,10 +58,13 @@ class Table:
         """Seconds of a stage; of one that was recorded in parts, those that it takes as a whole."""
         if not self.data.get("in_parts") or not name.endswith("targets"):
             return seconds
-        whole: float = (
-            seconds / self.wide["in_parts"][name if name.startswith("teacher") else f"{name} {arch}"]["median"]
-        )
-        return whole
+        return seconds / self._measured("in_parts", name, arch)
+
+    def _measured(self, ratio: str, name: str, arch: str) -> float:
+        """A ratio of ``bench/wide.py`` for a mentor's stage; all networks share one teacher."""
+        label = name if name.startswith("teacher") else f"{name} {arch}"
+        found: float = self.wide[ratio][label]["median"]
+        return found
 
     def alone(self, candidate: Candidate) -> float:
         """Seconds of a trial that shares nothing."""
@@ -74,10 +77,9 @@ class Table:
 
     def mentor(self, name: str, arch: str, slots: int, share: float) -> float:
         """Seconds of a mentor's stage, or of so much of one that is in parts, in so many slots."""
-        label = name if name.startswith("teacher") else f"{name} {arch}"
         whole = self.shared[arch if arch in self.shared else next(iter(self.shared))][name]
-        longer: float = self.wide["in_parts"][label]["median"] if share < 1 else 1.0
-        sooner: float = self.wide["speedup"][label]["median"] if slots > 1 else 1.0
+        longer = self._measured("in_parts", name, arch) if share < 1 else 1.0
+        sooner = self._measured("speedup", name, arch) if slots > 1 else 1.0
         return whole * share * longer / sooner
 
 

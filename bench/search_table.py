@@ -21,7 +21,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,12 @@ def narrowed(catalogue: Mapping[str, Any]) -> dict[str, Any]:
         entry = describe(name)
         archs[name] = {**entry, "stems": list(stems), "cells": {cell: entry["cells"][cell] for cell in cells}}
     return {**catalogue, "archs": archs}
+
+
+def in_groups(mentors: Sequence[StagePlan]) -> list[tuple[StagePlan, ...]]:
+    """The stages before a student, in order; those that share the views of one mentor together."""
+    trained = (plan for plan in mentors if plan.kind is not StageKind.PROBE)
+    return [tuple(plans) for _, plans in itertools.groupby(trained, key=lambda plan: plan.kind)]
 
 
 class Table:
@@ -166,10 +172,7 @@ class Table:
     def _shared(self, candidate: Candidate, mentors: list[StagePlan]) -> dict[str, float]:
         """Seconds of what all candidates of a network share, in order, and of one export."""
         names = ("teacher", "teacher_targets", "assistant", "assistant_targets")
-        groups = itertools.groupby(
-            (plan for plan in mentors if plan.kind is not StageKind.PROBE), key=lambda plan: plan.kind
-        )
-        seconds = (sum(self.stages.seconds(plan.key) for plan in plans) for _, plans in groups)
+        seconds = (sum(self.stages.seconds(plan.key) for plan in plans) for plans in in_groups(mentors))
         found = dict(zip(names, seconds, strict=True))
         return {name: round(value, 2) for name, value in (found | {"export": self._export_s(candidate)}).items()}
 

@@ -13,14 +13,14 @@ counts, from reading its inputs to writing its result. Median, least and greates
 from __future__ import annotations
 
 import argparse
-import functools
-import itertools
+import contextlib
 import json
 import os
 import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from _stages import Stages, ingest_of, offline_catalogue, say
-from search_table import ROOT, SPACE, SPEC, narrowed
+from search_table import ROOT, SPACE, SPEC, in_groups, narrowed
 from stillhouse.search.domain import Candidate, StagePlan
 from stillhouse.search.job import Epochs
 from stillhouse.search.plan import Planner
@@ -48,9 +48,8 @@ def chains(data: Path) -> dict[str, dict[str, tuple[StagePlan, ...]]]:
     found = {}
     for arch in SPACE:
         *mentors, _ = planner.student(Candidate.from_json({"arch": arch, **STUDENT}), SHORT.method)
-        groups = itertools.groupby((plan for plan in mentors if plan.kind != "probe"), key=lambda plan: plan.kind)
         names = ("teacher", "teacher_targets", f"assistant {arch}", f"assistant_targets {arch}")
-        found[arch] = {name: tuple(plans) for name, (_, plans) in zip(names, groups, strict=True)}
+        found[arch] = dict(zip(names, in_groups(mentors), strict=True))
     return found
 
 
@@ -77,38 +76,24 @@ def a_round(data: Path, folder: Path, number: int) -> tuple[dict[str, float], di
     works = {width: folder / str(width) for width in widths}
     for work in works.values():
         shutil.copytree(folder.parent / "read", work)
-    with Workers(widths) as workers:
+    with contextlib.ExitStack() as stack:
+        # One process a width; one works at a time.
+        process = partial(ProcessPoolExecutor, 1, mp_context=get_context("spawn"), initializer=hold)
+        pools = {width: stack.enter_context(process(initargs=(width,))) for width in widths}
+
+        def run(width: int, plan: StagePlan) -> float:
+            return pools[width].submit(seconds_of, works[width], plan).result()
+
         named = {name: plans for chain in chains(data).values() for name, plans in chain.items()}
         for place, (name, plans) in enumerate(named.items()):
             order = widths if (number + place) % 2 else widths[::-1]
-            took = {width: sum(workers.run(width, works[width], plan) for plan in plans) for width in order}
+            took = {width: sum(run(width, plan) for plan in plans) for width in order}
             wide[name] = took[1] / took[WIDE]
             if len(plans) > 1:
                 spec = {key: value for key, value in plans[0].spec.items() if key != "part"}
-                parts[name] = took[1] / workers.run(1, works[1], replace(plans[0], spec=spec))
+                parts[name] = took[1] / run(1, replace(plans[0], spec=spec))
             say(f"{name}: {took[1]:.1f} s, {took[WIDE]:.1f} s, in parts x{parts.get(name, 1):.2f}")
     return wide, parts
-
-
-class Workers:
-    """A process for each number of threads; one works at a time."""
-
-    def __init__(self, widths: tuple[int, ...]) -> None:
-        self._pools: dict[int, ProcessPoolExecutor] = {}
-        for width in widths:
-            make = functools.partial(ProcessPoolExecutor, 1, mp_context=get_context("spawn"))
-            self._pools[width] = make(initializer=hold, initargs=(width,))
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pool in self._pools.values():
-            pool.shutdown()
-
-    def run(self, width: int, work: Path, plan: StagePlan) -> float:
-        """Seconds of a stage."""
-        return self._pools[width].submit(seconds_of, work, plan).result()
 
 
 def figures(rounds: list[dict[str, float]]) -> dict[str, Any]:
@@ -140,8 +125,8 @@ def main() -> None:
         "rounds": len(rounds),
         "made_with": made_with,
         "speedup": figures([wide for wide, _ in rounds]),
+        "in_parts": figures([parts for _, parts in rounds]),
     }
-    found["in_parts"] = figures([parts for _, parts in rounds])
     options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
