@@ -9,10 +9,10 @@ from instant import SUMMARY, catalogue
 from speed import slowness
 from stillhouse.search import choice
 from stillhouse.search.advance import Desk
-from stillhouse.search.choice import OWN_SD, RUNG_SD
 from stillhouse.search.domain import Candidate, Size
 from stillhouse.search.effort import CONVERT_S, EXPORT_S, MEASURE_S, unpaid
 from stillhouse.search.job import DatasetRecord, Epochs, JobRecord, JobSpec, TrialRecord
+from stillhouse.search.surrogate import OWN_SD, RUNG_SD
 
 MANY = {**SUMMARY, "splits": {"train": 100_000, "val": 12, "test": 18}}
 DATASET = DatasetRecord("d", "d", "key", "ready", summary=MANY)
@@ -94,9 +94,10 @@ def test_the_model_follows_what_it_is_told():
     large = [c for c in found.space.feasible if c.arch == "large"]
     told = [trial(found, c, 0.9, number=i) for i, c in enumerate(small[:4])]
     told += [trial(found, c, 0.2, number=10 + i) for i, c in enumerate(large[:4])]
-    chooser = found.chooser
-    mean, _ = chooser._model(chooser._read(told)).predict(chooser._table, chooser._groups)
-    means = [mean[[chooser._index[candidate] for candidate in group[4:]]].mean() for group in (small, large)]
+    surrogate = found.chooser._surrogate
+    model = surrogate.fit(surrogate.read(told))
+    groups = ([surrogate.index[candidate] for candidate in group[4:]] for group in (small, large))
+    means = [surrogate.predict(model, np.array(places))[0].mean() for places in groups]
     assert means[0] > means[1] + 0.2
 
 
@@ -105,9 +106,9 @@ def test_an_accuracy_at_a_rung_is_read_as_one_that_will_rise():
     candidate = found.space.feasible[0]
     means = []
     for epochs in (1, 3, 9):
-        chooser = found.chooser
-        model = chooser._model(chooser._read([trial(found, candidate, 0.5, epochs=epochs)]))
-        means.append(model.predict(chooser._table[:1], chooser._groups[:1])[0][0])
+        surrogate = found.chooser._surrogate
+        model = surrogate.fit(surrogate.read([trial(found, candidate, 0.5, epochs=epochs)]))
+        means.append(surrogate.predict(model, np.array([0]))[0][0])
     assert means[0] > means[1] > means[2]
 
 
@@ -119,12 +120,13 @@ def test_trials_of_an_older_catalogue_do_no_harm():
 
 def test_what_a_rung_says_of_the_end_is_its_accuracy_less_its_offset():
     found = desk()
-    chooser, candidate = found.chooser, found.space.feasible[0]
-    paused = chooser._read([trial(found, candidate, 0.5, epochs=epochs, state="paused") for epochs in (1, 3)])
-    model = chooser._model(chooser._read(()))
-    mean, sd = chooser._foretold(model, paused)
-    plain, spread = model.predict(chooser._table[:1], chooser._groups[:1])
-    kept = (spread**2 + OWN_SD**2) / (spread**2 + OWN_SD**2 + RUNG_SD**2)
+    surrogate, candidate = found.chooser._surrogate, found.space.feasible[0]
+    paused = surrogate.read([trial(found, candidate, 0.5, epochs=epochs, state="paused") for epochs in (1, 3)])
+    model = surrogate.fit(surrogate.read(()))
+    mean, sd = surrogate._foretold(model, paused)
+    plain, spread = surrogate.predict(model, np.array([0]))
+    assert spread**2 == pytest.approx(model.predict(surrogate._table[:1], surrogate._groups[:1])[1] ** 2 + OWN_SD**2)
+    kept = spread**2 / (spread**2 + RUNG_SD**2)
     expected = [(1 - kept) * plain + kept * (0.5 + rise) for rise in (0.2, 0.1)]  # a rung below is 0.1 lower
     assert mean == pytest.approx(np.concatenate(expected))
     assert (sd < spread).all()
@@ -204,3 +206,39 @@ def test_one_ask_takes_little_beside_a_thousand_trials():
     for _ in range(5):
         choose(found, trials, trials[:300])
     assert (time.process_time() - began) / 5 / slowness() < 0.1
+
+
+def rated(monkeypatch, found, favourite, asked=None):
+    """TPE that likes one candidate beyond all others."""
+
+    def ratios(_, history, objectives, foretold):
+        if asked is not None:
+            asked.append((tuple(history), tuple(objectives), dict(foretold)))
+        return np.array([20.0 if each == favourite else 0.0 for each in found.space.feasible])
+
+    monkeypatch.setattr(choice.Sampler, "ratios", ratios)
+
+
+def test_of_new_candidates_the_product_of_rate_and_ratio_decides(monkeypatch):
+    found = desk()
+    done = [trial(found, found.space.feasible[-1], 0.9)]
+    plain = choose(found, done)
+    favourite = next(c for c in found.space.feasible if c.arch != plain.candidate.arch)
+    rated(monkeypatch, found, favourite)
+    move = choose(found, done)
+    assert move.candidate == favourite
+    assert 0 < move.share < plain.share, "what it is expected to add is the surrogate's to say"
+
+
+def test_a_trial_that_waits_is_weighed_by_its_rate_alone(monkeypatch):
+    found = desk()
+    best, poor = found.space.feasible[-1], found.space.feasible[0]
+    trials = [trial(found, best, 0.95, epochs=3, state="paused"), trial(found, poor, 0.1, number=1)]
+    paid = {key for key, _ in found.chooser._prices.mentors(best)}
+    asked = []
+    rated(monkeypatch, found, found.space.feasible[1], asked)
+    assert choose(found, trials, trials[:1], paid=paid).trial == trials[0]
+    ((told, objectives, foretold),) = asked
+    assert (list(told), objectives) == (trials, found.planner.spec.objectives)
+    surrogate = found.chooser._surrogate
+    assert foretold == {0: surrogate.hopes(surrogate.read(trials))[1][0]}, "as it will be at its end"

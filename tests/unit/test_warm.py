@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 
 import numpy as np
+import optuna
 import pytest
 
 from instant import SUMMARY, catalogue, drive, honest, setup
@@ -179,7 +180,8 @@ def past(found, accuracy, *, same_recipe=True):
 
 def foretold(found):
     """Mean accuracy foretold before the job has a trial, by architecture."""
-    mean, _ = found._model(found._read(())).predict(found._table, found._groups)
+    surrogate = found._surrogate
+    mean, _ = surrogate.predict(surrogate.fit(surrogate.read(())), np.arange(len(found._space.feasible)))
     archs = np.array([candidate.arch for candidate in found._space.feasible])
     return {arch: mean[archs == arch].mean() for arch in sorted(set(archs.tolist()))}
 
@@ -209,7 +211,7 @@ def test_each_job_of_another_recipe_has_an_offset_of_its_own():
     plain = chooser()
     low, high = (past(plain, lambda _, level=level: level, same_recipe=False) for level in (0.3, 0.7))
     found = chooser(low, high)
-    model = found._model(found._read(()))
+    model = found._surrogate.fit(found._surrogate.read(()))
     assert model.mean[-1] - model.mean[-2] == pytest.approx(0.4, abs=0.05)
 
 
@@ -231,7 +233,7 @@ def test_candidates_that_this_job_may_not_try_teach_too():
     told = by_arch(small=0.9, middle=0.1, large=0.1)
     narrow = {"budget": Budget(max_macs=3_500_000), "archs": ("small", "middle")}
     found = chooser(past(wide, told), **narrow)
-    assert len(found._past[2]) == len(wide._space.feasible) > len(found._space.feasible)
+    assert len(found._surrogate._past[2]) == len(wide._space.feasible) > len(found._space.feasible)
     assert foretold(found)["small"] > foretold(found)["middle"] + 0.5
 
 
@@ -251,10 +253,12 @@ def test_the_same_ledger_gives_the_same_move():
     assert moves[0] == moves[1]
 
 
-def test_the_other_samplers_are_told_the_same_recipe_alone(monkeypatch):
-    found = chooser(past(chooser(), lambda _: 0.9), past(chooser(), lambda _: 0.1, same_recipe=False), sampler="tpe")
-    asked = []
-    ask = found._sampler._ask
-    monkeypatch.setattr(found._sampler, "_ask", lambda history, *rest: asked.extend(history) or ask(history, *rest))
-    assert choose(found).candidate in found._space.feasible
-    assert {trial.accuracy for trial in asked} == {0.9}
+@pytest.mark.parametrize("sampler", ["auto", "tpe"])
+def test_optuna_is_told_the_same_recipe_alone(monkeypatch, sampler):
+    jobs = past(chooser(), lambda _: 0.9), past(chooser(), lambda _: 0.1, same_recipe=False)
+    found, told = chooser(*jobs, sampler=sampler), []
+    real = optuna.trial.create_trial
+    monkeypatch.setattr(optuna.trial, "create_trial", lambda **given: told.append(given["values"]) or real(**given))
+    begun = [TrialRecord("j", 0, found._space.feasible[0], "training")]
+    assert choose(found, begun).candidate in found._space.feasible
+    assert {values[0] for values in told if values is not None} == {0.9}

@@ -12,14 +12,18 @@
 - NSGA-II breeds from the best of all trials that were told, not of the last whole generation: see ``_Nsga2``.
 - Trials of earlier jobs that trained in the same way stand first in the study, as if this job had tried them. So the
   sampler takes over sooner.
+- ``auto`` proposes nothing by itself: ``ratios`` says what TPE thinks of every candidate, for ``choice.py`` to weigh.
+- Optuna is told of ``MOST_TOLD`` trials at most, so that the thousandth ask takes no longer than the hundredth.
 - ``brute_force`` asks nobody: every candidate, fewest MACs first. Those are trained soonest, and a search that is cut
   short has the whole cheap end of the front.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -30,14 +34,20 @@ from optuna.trial import FrozenTrial, TrialState
 
 from stillhouse.search.domain import Candidate, Size
 from stillhouse.search.job import TrialRecord
+from stillhouse.search.pareto import front, net_order
 from stillhouse.search.space import Neighbourhood, Space
+from stillhouse.search.spread import Spread
+
+FEW = 10
+"""Trials with an accuracy before TPE's ratios count: Optuna's own number of trials before TPE begins. With five
+``auto`` was later at the front (docs/log.md, 2026-11-30)."""
 
 LEAST_TOLD = 5
-"""Trials with an accuracy before TPE is asked: fewer tell it nothing that the spread design does not know."""
+"""Trials with an accuracy before TPE or GP propose: fewer tell it nothing that the spread design does not know."""
 
-SENSIBLE_SIDE = 96
-"""Least side of the network's input, doubled by a stem that keeps the grid, that the spread design tries:
-stock networks at 64 pixels lost 28 points to the same ones at 128 inside (METHODS section 4)."""
+MOST_TOLD = 64
+"""Trials that Optuna is told of. TPE takes a tenth of them for good ones, 25 at most, and old others weigh least;
+NSGA-II breeds from 20 at most."""
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -61,17 +71,74 @@ class _Nsga2(optuna.samplers.NSGAIISampler):
         return [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
 
 
+class _Row(NamedTuple):
+    """A trial, and its accuracy and log2 costs; None while not all of them are known."""
+
+    trial: TrialRecord
+    values: list[float] | None
+
+
+class _Rating(optuna.samplers.TPESampler):
+    """TPE that rates combinations which are given, besides those that it draws.
+
+    Args:
+        columns: By part of a candidate, (n,) index of its category.
+    """
+
+    def __init__(self, columns: Mapping[str, NDArray[np.float64]]) -> None:
+        super().__init__(seed=0, n_startup_trials=0, n_ei_candidates=1, **_TPE)
+        self._columns = columns
+        self.ratios: NDArray[np.float64] | None = None
+        """(n,) log of the density of good trials over that of the others; None while nothing was asked."""
+
+    def _compute_acquisition_func(self, samples: Any, mpe_below: Any, mpe_above: Any) -> Any:
+        given = {name: self._columns[name] for name in samples}
+        self.ratios = super()._compute_acquisition_func(given, mpe_below, mpe_above)
+        return super()._compute_acquisition_func(samples, mpe_below, mpe_above)
+
+
+class _Shown(optuna.storages.InMemoryStorage):
+    """Shows trials as they are, and after them those that are asked for; to add them to a study would copy each.
+
+    Args:
+        trials: Of a study that is to be, in order.
+    """
+
+    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
+        super().__init__()
+        self._shown = list(trials)
+        for number, trial in enumerate(self._shown, 1):  # the one that is asked for is 0
+            trial.number = number
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        shown = [trial for trial in self._shown if states is None or trial.state in states]
+        return [*shown, *super().get_all_trials(study_id, deepcopy, states)]
+
+
+class _Choices(CategoricalDistribution):
+    """Categories that Optuna may compare and copy by identity: it does both for each trial, one category at a time."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or bool(super().__eq__(other))
+
+    __hash__ = CategoricalDistribution.__hash__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Choices:
+        return self
+
+
+_TPE: Mapping[str, Any] = {"multivariate": True, "constant_liar": True}
 _SAMPLERS: Mapping[str, Callable[[int, int], optuna.samplers.BaseSampler]] = {
-    "tpe": lambda seed, _: optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True
-    ),
+    "tpe": lambda seed, _: optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, **_TPE),
     "gp": lambda seed, _: optuna.samplers.GPSampler(seed=seed, n_startup_trials=0),  # imports torch when it is asked
     "nsga2": lambda seed, parents: _Nsga2(seed=seed, population_size=parents),
     "random": lambda seed, _: optuna.samplers.RandomSampler(seed=seed),
 }
 """By a seed and the number of parents (NSGA-II)."""
 
-Mask = NDArray[np.bool_]
+Choices = Mapping[str, BaseDistribution]
 
 
 def parents(planned_trials: int) -> int:
@@ -92,7 +159,7 @@ class Sampler:
         seed: With the trial's number, seeds Optuna's samplers and breaks ties.
         planned_trials: Trials of the job. The spread design uses at most half as many architectures,
             since trials of one architecture share its assistant; NSGA-II has ``parents`` of them.
-        kind: ``tpe``, ``gp``, ``nsga2``, ``random`` or ``brute_force``.
+        kind: ``tpe``, ``gp``, ``nsga2``, ``random`` or ``brute_force``; ``auto`` for ``ratios`` alone.
         earlier: Trials of earlier jobs with the same recipe.
     """
 
@@ -109,9 +176,9 @@ class Sampler:
         self._candidates = tuple(candidates)
         self._space = space
         self._seed, self._kind = seed, kind
-        self._max_archs, self._parents = math.ceil(planned_trials / 2), parents(planned_trials)
+        self._parents, self._earlier = parents(planned_trials), tuple(earlier)
         self._near = Neighbourhood(self._candidates, space)
-        self._earlier = tuple(earlier)
+        self._spread = Spread(self._near, space, seed, max_archs=math.ceil(planned_trials / 2))
 
     def propose(
         self,
@@ -128,7 +195,7 @@ class Sampler:
             objectives: Costs to minimise beside the error, by name in ``Cost``.
             left_out: Candidates that are known to lie beyond the budget.
         """
-        history = sorted(history, key=lambda trial: trial.number)
+        history = _in_order(history)
         seen = {trial.candidate for trial in history} | set(left_out)
         unseen = np.array([candidate not in seen for candidate in self._candidates], dtype=np.bool_)
         if not unseen.any():
@@ -136,126 +203,162 @@ class Sampler:
         if self._kind == "brute_force":
             left = (self._candidates[index] for index in np.flatnonzero(unseen))
             return min(left, key=lambda candidate: (self._space.cost(candidate).macs or 0, candidate))
-        earlier = [trial for trial in self._earlier if _told(trial, objectives) is not None]
-        told = len(earlier) + sum(_told(trial, objectives) is not None for trial in history)
-        if self._kind in ("tpe", "gp") and told < LEAST_TOLD:
-            return self._spread(history, unseen, number)
-        return self._near.nearest(self._ask([*earlier, *history], number, objectives), seen)
+        rows = self._rows(history, objectives)
+        if self._kind in ("tpe", "gp") and sum(row.values is not None for row in rows) < LEAST_TOLD:
+            return self._spread.propose(history, unseen, number)
+        return self._near.nearest(self._ask(rows, number, objectives), seen)
 
-    # ----------------------------------------------------------------------------- spread design
+    def ratios(
+        self, history: Sequence[TrialRecord], objectives: Sequence[str], foretold: Mapping[int, float]
+    ) -> NDArray[np.float64]:
+        """(n,) what TPE thinks of each candidate: log of the density of good trials, less that of the others.
 
-    def _spread(self, history: Sequence[TrialRecord], unseen: Mask, number: int) -> Candidate:
-        tried = [trial.candidate for trial in history if trial.state not in ("infeasible", "failed")]
-        pool = self._worth_trying(tried, unseen)
-        worthy = [self._candidates[index] for index in np.flatnonzero(pool)]
-        if not tried:
-            return max(worthy, key=self._space.promise)
-        if len(tried) == 1:
-            ends = (min(worthy, key=self._expense), max(worthy, key=self._expense))
-            return max(ends, key=lambda end: self._distance(end, tried[0]))
-        gaps = np.min([self._near.distances(candidate) for candidate in tried], axis=0)
-        ties = np.random.default_rng((self._seed, number)).random(len(gaps))
-        return self._candidates[int(np.argmax(np.where(pool, gaps + 1e-6 * ties, -1.0)))]
+        TPE proposes the greatest of those that it draws (Bergstra et al. 2011; Ozaki et al. 2020 for several
+        objectives). All are 0 while fewer than ``FEW`` trials are told.
 
-    def _worth_trying(self, tried: Sequence[Candidate], unseen: Mask) -> Mask:
-        """The unseen candidates that are worth a first try; a wish that nothing meets is dropped."""
-        pretrained = self._space.catalogue.pretrained
-        archs = {candidate.arch for candidate in tried}
-        wishes = [
-            [candidate.arch in pretrained for candidate in self._candidates],
-            [_grid_side(candidate) >= SENSIBLE_SIDE for candidate in self._candidates],
-            [candidate.arch in archs or len(archs) < self._max_archs for candidate in self._candidates],
-        ]
-        pool = unseen
-        for wish in wishes:
-            narrowed = pool & np.array(wish, dtype=np.bool_)
-            pool = narrowed if narrowed.any() else pool
-        return pool
+        Args:
+            history: All trials so far, in any state; order does not matter.
+            objectives: Costs to minimise beside the error, by name in ``Cost``.
+            foretold: By number, accuracies that stand for those that trials have now.
 
-    def _expense(self, candidate: Candidate) -> tuple[float, Candidate]:
-        """MACs times picture bytes (in logarithms), so that neither end is cheap in one alone."""
-        cost = self._space.cost(candidate)
-        return math.log(cost.macs or 1) + math.log(cost.image_bytes or 1), candidate
+        Raises:
+            RuntimeError: This version of Optuna does not say.
+        """
+        rows = self._rows(_in_order(history), objectives, foretold)
+        choices = self._choices(rows)
+        told = sum(row.values is not None for row in rows)
+        if told < FEW or all(each.single() for each in choices.values()):
+            return np.zeros(len(self._candidates))
+        rating = _Rating(self._columns if choices is self._own_choices else _places(self._candidates, choices))
+        _study(rating, rows, choices, objectives).ask(dict(choices))
+        if rating.ratios is None:
+            raise RuntimeError(f"TPE of optuna {optuna.__version__} rates no candidates; install optuna 5.0")
+        return rating.ratios
 
-    def _distance(self, a: Candidate, b: Candidate) -> float:
-        return float(Neighbourhood([a], self._space).distances(b)[0])
+    def _rows(
+        self, history: Sequence[TrialRecord], objectives: Sequence[str], foretold: Mapping[int, float] | None = None
+    ) -> list[_Row]:
+        """What there is to tell: trials of earlier jobs whose figures are known, then all of this one."""
+        earlier = [row for row in _rows(self._earlier, objectives, {}) if row.values is not None]
+        return [*earlier, *_rows(history, objectives, foretold or {})]
 
     # ------------------------------------------------------------------------------------ Optuna
 
-    def _ask(self, history: Sequence[TrialRecord], number: int, objectives: Sequence[str]) -> Candidate:
+    def _ask(self, rows: Sequence[_Row], number: int, objectives: Sequence[str]) -> Candidate:
         """One combination of categories by Optuna's sampler; it need be no candidate."""
-        known = [*self._candidates, *(trial.candidate for trial in history)]
-        choices: dict[str, BaseDistribution] = {
-            "arch": CategoricalDistribution(sorted({item.arch for item in known})),
-            "image_size": CategoricalDistribution([str(size) for size in sorted({item.image_size for item in known})]),
-            "scale": CategoricalDistribution(sorted({_scale(item) for item in known})),
-            "stem": CategoricalDistribution(sorted({item.stem for item in known})),
-        }
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
-        study = optuna.create_study(
-            directions=[StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in objectives)],
-            sampler=_SAMPLERS[self._kind](seed, self._parents),
-        )
-        told = [values for trial in history if (values := _told(trial, objectives)) is not None]
-        middle = np.mean(told, axis=0).tolist() if told else [0.0] * (1 + len(objectives))
-        study.add_trials([_frozen(trial, choices, objectives, middle) for trial in history])
-        asked = study.ask(choices).params
-        return _candidate(asked)
+        choices = self._choices(rows)
+        study = _study(_SAMPLERS[self._kind](seed, self._parents), rows, choices, objectives)
+        asked = study.ask(dict(choices)).params
+        image, scale = Size.parse(str(asked["image_size"])), float(asked["scale"])
+        sides = (min(4096, max(1, round(side * scale))) for side in (image.height, image.width))
+        return Candidate(str(asked["arch"]), image, Size(*sides), str(asked["stem"]))
+
+    def _choices(self, rows: Sequence[_Row]) -> Choices:
+        """The categories of all candidates, and of those in the history that are none any more."""
+        gone = [row.trial.candidate for row in rows if row.trial.candidate not in self._known]
+        return _categories([*self._known, *gone]) if gone else self._own_choices
+
+    @functools.cached_property
+    def _known(self) -> dict[Candidate, None]:
+        return dict.fromkeys([*self._candidates, *(trial.candidate for trial in self._earlier)])
+
+    @functools.cached_property
+    def _own_choices(self) -> Choices:
+        return _categories(self._known)
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, NDArray[np.float64]]:
+        return _places(self._candidates, self._own_choices)
 
 
-def _frozen(
-    trial: TrialRecord, choices: Mapping[str, BaseDistribution], objectives: Sequence[str], middle: Sequence[float]
-) -> FrozenTrial:
+def _categories(candidates: Collection[Candidate]) -> Choices:
+    sizes = [str(size) for size in sorted({item.image_size for item in candidates})]
+    return {
+        "arch": _Choices(sorted({item.arch for item in candidates})),
+        "image_size": _Choices(sizes),
+        "scale": _Choices(sorted({_scale(item) for item in candidates})),
+        "stem": _Choices(sorted({item.stem for item in candidates})),
+    }
+
+
+def _places(candidates: Sequence[Candidate], choices: Choices) -> dict[str, NDArray[np.float64]]:
+    """By part, (n,) place of each candidate's category among the choices."""
+    rows = [_parts(candidate) for candidate in candidates]
+    columns = {name: [each.to_internal_repr(row[name]) for row in rows] for name, each in choices.items()}
+    return {name: np.array(column, dtype=np.float64) for name, column in columns.items()}
+
+
+def _in_order(history: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return sorted(history, key=lambda trial: trial.number)
+
+
+def _parts(candidate: Candidate) -> dict[str, str | float]:
+    """A candidate as Optuna knows it."""
+    return {
+        "arch": candidate.arch,
+        "image_size": str(candidate.image_size),
+        "scale": _scale(candidate),
+        "stem": candidate.stem,
+    }
+
+
+def _study(
+    sampler: optuna.samplers.BaseSampler, rows: Sequence[_Row], choices: Choices, objectives: Sequence[str]
+) -> optuna.Study:
+    """What Optuna is told of these trials, which are in order."""
+    kept = _kept(rows)
+    known = [row.values for row in kept if row.values is not None]
+    middle = np.mean(known, axis=0).tolist() if known else [0.0] * (1 + len(objectives))
+    trials = [_frozen(row, choices, objectives, middle) for row in kept]
+    directions = [StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in objectives)]
+    return optuna.create_study(storage=_Shown(trials), directions=directions, sampler=sampler)
+
+
+def _kept(rows: Sequence[_Row]) -> Sequence[_Row]:
+    """Those that Optuna is told of: the front, or a net of it if that is large, and the newest of the others."""
+    if len(rows) <= MOST_TOLD:
+        return rows
+    known = [place for place, row in enumerate(rows) if row.values is not None]
+    points = np.array([rows[place].values for place in known]).reshape(len(known), -1)
+    members = front(points)
+    best = {known[members[index]] for index in net_order(points[members])[: MOST_TOLD // 2]}
+    others = [place for place in known if place not in best]
+    unknown = [place for place, row in enumerate(rows) if row.values is None]
+    return [rows[place] for place in sorted([*best, *others[-MOST_TOLD // 4 :], *unknown[-MOST_TOLD // 4 :]])]
+
+
+def _frozen(row: _Row, choices: Choices, objectives: Sequence[str], middle: Sequence[float]) -> FrozenTrial:
     """A trial as Optuna keeps it; ``middle`` holds the means of what was told."""
-    state, values, constraints = TrialState.RUNNING, _told(trial, objectives), None
-    if values is not None:
-        state, constraints = TrialState.COMPLETE, {"feasible": -1.0}
-    elif trial.state in ("infeasible", "failed"):
+    trial, values, constraints = row.trial, row.values, {"feasible": -1.0}
+    if values is None and trial.state in ("infeasible", "failed"):
         # Complete, for GP reads no others. A violation as large as the slack of the others lets GP tell them apart.
-        state, constraints = TrialState.COMPLETE, {"feasible": 1.0}
-        values = [middle[0], *_octaves(trial, objectives, middle[1:])]
-    candidate = trial.candidate
+        costs = zip((getattr(trial.cost, name) for name in objectives), middle[1:], strict=True)
+        octaves = (other if cost is None else math.log2(cost) for cost, other in costs)
+        values, constraints = [middle[0], *octaves], {"feasible": 1.0}
     return optuna.trial.create_trial(
-        state=state,
+        state=TrialState.RUNNING if values is None else TrialState.COMPLETE,
         values=values,
-        params={
-            "arch": candidate.arch,
-            "image_size": str(candidate.image_size),
-            "scale": _scale(candidate),
-            "stem": candidate.stem,
-        },
+        params=_parts(trial.candidate),
         distributions=dict(choices),
-        constraints=constraints,
+        constraints=None if values is None else constraints,
     )
 
 
-def _told(trial: TrialRecord, objectives: Sequence[str]) -> list[float] | None:
-    """Accuracy and log2 of the costs (they span decades); None while not all are known."""
-    costs = _octaves(trial, objectives, [math.nan] * len(objectives))
-    if trial.state not in ("done", "stopped", "paused") or trial.accuracy is None or any(map(math.isnan, costs)):
-        return None
-    return [trial.accuracy, *costs]
-
-
-def _octaves(trial: TrialRecord, objectives: Sequence[str], instead: Sequence[float]) -> list[float]:
-    """log2 of its costs; of one that is not known, what is given instead."""
-    costs = [getattr(trial.cost, name) for name in objectives]
-    return [other if cost is None else math.log2(cost) for cost, other in zip(costs, instead, strict=True)]
+def _rows(trials: Sequence[TrialRecord], objectives: Sequence[str], foretold: Mapping[int, float]) -> list[_Row]:
+    """What is known of each; ``foretold`` holds, by number, accuracies that stand for those that trials have now."""
+    accuracies = [
+        foretold.get(trial.number, trial.accuracy) if trial.state in ("done", "stopped", "paused") else None
+        for trial in trials
+    ]
+    costs = [[getattr(trial.cost, name) for name in objectives] for trial in trials]
+    octaves = np.log2(np.array(costs, dtype=np.float64).reshape(len(trials), len(objectives)))
+    figures = np.column_stack((np.array(accuracies, dtype=np.float64), octaves))  # NaN for None
+    known = ~np.isnan(figures).any(axis=1)
+    pairs = zip(trials, figures.tolist(), known.tolist(), strict=True)
+    return [_Row(trial, values if whole else None) for trial, values, whole in pairs]
 
 
 def _scale(candidate: Candidate) -> float:
     """How much larger than the picture the network computes, side by side."""
     return round(math.sqrt(candidate.network_size.pixels / candidate.image_size.pixels), 2)
-
-
-def _grid_side(candidate: Candidate) -> int:
-    """Network side that a stock stem would need for the same grid."""
-    side = min(candidate.network_size.height, candidate.network_size.width)
-    return side if candidate.stem == "stock" else 2 * side
-
-
-def _candidate(asked: Mapping[str, str | float]) -> Candidate:
-    """The combination that was asked for, as a candidate."""
-    image, scale = Size.parse(str(asked["image_size"])), float(asked["scale"])
-    sides = (min(4096, max(1, round(side * scale))) for side in (image.height, image.width))
-    return Candidate(str(asked["arch"]), image, Size(*sides), str(asked["stem"]))
