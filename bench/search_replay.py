@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import optuna
@@ -235,6 +236,12 @@ def _values(table: Table, candidate: Candidate) -> list[float]:
     return [table.told[candidate][-1] / table.total, math.log2(row.macs), math.log2(row.image_bytes)]
 
 
+def without_tpe(table: Table, budget: Budget, workers: int, seed: int) -> Score:
+    """Ours by its surrogate alone, however many trials are told."""
+    with patch("stillhouse.search.sampler.FEW", math.inf):
+        return ours(table, budget, workers, seed)
+
+
 # ------------------------------------------------------------------------------------------- runs
 
 Search = Callable[[Table, Budget, int, int], Score]
@@ -248,9 +255,10 @@ PLAIN: dict[str, Search] = {
 PARTS: dict[str, Search] = {
     "ours": ours,
     "ours, one slot a stage": lambda t, b, w, s: ours(Table(t.data, t.wide | {"threads": 1}, s), b, w, s),
+    "ours without TPE": without_tpe,
     "ours with rungs": lambda t, b, w, s: ours(t, b, w, s, eta=3),
-    "ours with TPE": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe"),
-    "ours with TPE and rungs (MO-ASHA)": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe", eta=3),
+    "ours with TPE alone": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe"),
+    "ours with TPE alone and rungs (MO-ASHA)": lambda t, b, w, s: ours(t, b, w, s, sampler="tpe", eta=3),
 }
 
 
