@@ -225,8 +225,8 @@ class Sampler:
             RuntimeError: This version of Optuna does not say.
         """
         rows = self._rows(_in_order(history), objectives, foretold)
+        told, rows = sum(row.values is not None for row in rows), _kept(rows)
         choices = self._choices(rows)
-        told = sum(row.values is not None for row in rows)
         if told < FEW or all(each.single() for each in choices.values()):
             return np.zeros(len(self._candidates))
         rating = _Rating(self._columns if choices is self._own_choices else _places(self._candidates, choices))
@@ -247,6 +247,7 @@ class Sampler:
     def _ask(self, rows: Sequence[_Row], number: int, objectives: Sequence[str]) -> Candidate:
         """One combination of categories by Optuna's sampler; it need be no candidate."""
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
+        rows = _kept(rows)
         choices = self._choices(rows)
         study = _study(_SAMPLERS[self._kind](seed, self._parents), rows, choices, objectives)
         asked = study.ask(dict(choices)).params
@@ -307,10 +308,9 @@ def _study(
     sampler: optuna.samplers.BaseSampler, rows: Sequence[_Row], choices: Choices, objectives: Sequence[str]
 ) -> optuna.Study:
     """What Optuna is told of these trials, which are in order."""
-    kept = _kept(rows)
-    known = [row.values for row in kept if row.values is not None]
+    known = [row.values for row in rows if row.values is not None]
     middle = np.mean(known, axis=0).tolist() if known else [0.0] * (1 + len(objectives))
-    trials = [_frozen(row, choices, objectives, middle) for row in kept]
+    trials = [_frozen(row, choices, objectives, middle) for row in rows]
     directions = [StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in objectives)]
     return optuna.create_study(storage=_Shown(trials), directions=directions, sampler=sampler)
 
