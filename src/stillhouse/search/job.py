@@ -75,7 +75,8 @@ class JobSpec:
         classes: Take the first N classes by name; None takes all.
         trials: Candidates to train.
         seed: Makes a serial run repeatable.
-        sampler: Who proposes candidates, by name in ``SAMPLERS``.
+        sampler: Who proposes candidates, by name in ``SAMPLERS``. ``auto`` is TPE, weighed by the gain per second that
+            a Gaussian process expects; the process alone while few trials are told.
         eta: Trainings pause at rungs, each ``eta`` times as long as the one below; 1 trains each to the end. ``auto``
             sends on whoever promises most a second, the other samplers about one in ``eta`` (MO-ASHA) and, when no new
             candidate can begin, whoever may yet come onto the front.

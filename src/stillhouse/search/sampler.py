@@ -244,7 +244,7 @@ class Sampler:
 
     # ------------------------------------------------------------------------------------ Optuna
 
-    def _ask(self, rows: Sequence[_Row], number: int, objectives: Sequence[str]) -> Candidate:
+    def _ask(self, rows: list[_Row], number: int, objectives: Sequence[str]) -> Candidate:
         """One combination of categories by Optuna's sampler; it need be no candidate."""
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
         rows = _kept(rows)
@@ -315,7 +315,7 @@ def _study(
     return optuna.create_study(storage=_Shown(trials), directions=directions, sampler=sampler)
 
 
-def _kept(rows: Sequence[_Row]) -> Sequence[_Row]:
+def _kept(rows: list[_Row]) -> list[_Row]:
     """Those that Optuna is told of: the front, or a net of it if that is large, and the newest of the others."""
     if len(rows) <= MOST_TOLD:
         return rows

@@ -47,7 +47,10 @@ def run(
     trials: Annotated[int, typer.Option(help="Candidates to train.", rich_help_panel=SEARCH)] = 8,
     seed: Annotated[int, typer.Option(help="Makes a run repeatable.", rich_help_panel=SEARCH)] = 0,
     sampler: Annotated[
-        str, typer.Option(help="auto, tpe, gp, nsga2, random or brute_force.", rich_help_panel=SEARCH)
+        str,
+        typer.Option(
+            help="auto (TPE by gain per second), tpe, gp, nsga2, random, brute_force.", rich_help_panel=SEARCH
+        ),
     ] = "auto",
     eta: Annotated[int, typer.Option(help="Ratio of rungs; 1: no rungs.", rich_help_panel=SEARCH)] = 1,
     max_wall_s: Annotated[
