@@ -202,7 +202,7 @@ def test_of_many_trials_optuna_is_told_the_front_and_the_newest(monkeypatch):
         cost = Cost(macs=1000 - 100 * i, image_bytes=1e3 + i)
         history[i] = dataclasses.replace(history[i], accuracy=0.9, cost=cost)
     sampler(found).ratios(history, OBJECTIVES, {})
-    assert MOST_TOLD // 2 <= len(shown) <= MOST_TOLD
+    assert len(shown) == MOST_TOLD
     accuracies = [given["values"][0] for given in shown if given["values"] is not None]
     assert sum(value > 0.8 for value in accuracies) == 5
     states = [given["state"].name for given in shown]
@@ -210,6 +210,15 @@ def test_of_many_trials_optuna_is_told_the_front_and_the_newest(monkeypatch):
     newest = [t for t in history if t.state == "training"][-MOST_TOLD // 4 :]
     at_work = [given["params"]["arch"] for given in shown if given["values"] is None]
     assert at_work == [t.candidate.arch for t in newest]
+
+
+@pytest.mark.parametrize("kind", ["random", "nsga2"])
+def test_many_trials_of_which_nothing_is_known_can_be_told(kind):
+    found = space(Budget(max_image_size=Size(128, 128)), archs=8)
+    gone = found.feasible[: 2 * MOST_TOLD]
+    history = [TrialRecord("j", i, c, "infeasible", found.cost(c)) for i, c in enumerate(gone)]
+    assert sampler(found, kind=kind).propose(history, len(gone), OBJECTIVES) in found.feasible[len(gone) :]
+    assert not sampler(found).ratios(history, OBJECTIVES, {}).any()
 
 
 def test_infeasible_failed_and_running_trials_are_told():

@@ -320,12 +320,12 @@ def _kept(rows: list[_Row]) -> list[_Row]:
     if len(rows) <= MOST_TOLD:
         return rows
     known = [place for place, row in enumerate(rows) if row.values is not None]
-    points = np.array([rows[place].values for place in known]).reshape(len(known), -1)
-    members = front(points)
-    best = {known[members[index]] for index in net_order(points[members])[: MOST_TOLD // 2]}
-    others = [place for place in known if place not in best]
-    unknown = [place for place, row in enumerate(rows) if row.values is None]
-    return [rows[place] for place in sorted([*best, *others[-MOST_TOLD // 4 :], *unknown[-MOST_TOLD // 4 :]])]
+    points = np.array([rows[place].values for place in known])
+    members = front(points) if known else []
+    best = {known[members[index]] for index in net_order(points[members])[: MOST_TOLD // 2]} if known else set()
+    unknown = [place for place, row in enumerate(rows) if row.values is None][-MOST_TOLD // 4 :]
+    others = [place for place in known if place not in best][len(best) + len(unknown) - MOST_TOLD :]
+    return [rows[place] for place in sorted([*best, *others, *unknown])]
 
 
 def _frozen(row: _Row, choices: Choices, objectives: Sequence[str], middle: Sequence[float]) -> FrozenTrial:
