@@ -238,7 +238,7 @@ def _values(table: Table, candidate: Candidate) -> list[float]:
 
 def without_tpe(table: Table, budget: Budget, workers: int, seed: int) -> Score:
     """Ours by its surrogate alone, however many trials are told."""
-    with patch("stillhouse.search.sampler.FEW", math.inf):
+    with patch("stillhouse.search.sampler.LEAST_TOLD", math.inf):
         return ours(table, budget, workers, seed)
 
 

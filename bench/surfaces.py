@@ -38,6 +38,7 @@ from stillhouse.search.domain import Budget, Candidate, Json, StagePlan
 from stillhouse.search.effort import Effort
 from stillhouse.search.pareto import front, hypervolume
 from stillhouse.search.plan import ingest_plan
+from stillhouse.search.sampler import LEAST_TOLD
 from stillhouse.search.space import Space
 from stillhouse.service.db.memory import MemoryLedger
 from stillhouse.service.worker import catalogue
@@ -81,8 +82,8 @@ SURFACES: dict[str, Callable[[Space, Candidate, Traits], float]] = {
 }
 SEARCHES: dict[str, dict[str, Any]] = {
     "auto": {},
-    "auto without TPE": {"few": math.inf},
-    "auto, TPE from the fifth": {"few": 5},
+    "auto without TPE": {"least": math.inf},
+    "auto, TPE from the tenth": {"least": 10},
     "tpe": {"sampler": "tpe"},
     "random": {"sampler": "random"},
 }
@@ -178,7 +179,7 @@ def main() -> None:
     found: dict[str, Json] = {}
     for surface in options.surface or SURFACES:
         for name, how in SEARCHES.items():
-            with patch("stillhouse.search.sampler.FEW", how.get("few", 10)):
+            with patch("stillhouse.search.sampler.LEAST_TOLD", how.get("least", LEAST_TOLD)):
                 sampler = how.get("sampler", "auto")
                 runs = [search(data, surface, seed, options.trials, sampler) for seed in range(options.seeds)]
             found.setdefault(surface, {})[name] = {key: _median([run[key] for run in runs]) for key in runs[0]}

@@ -12,7 +12,7 @@ from stillhouse.search import sampler as sampling
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Budget, Candidate, Cost, Size
 from stillhouse.search.job import JobSpec, TrialRecord
-from stillhouse.search.sampler import FEW, LEAST_TOLD, MOST_TOLD, Sampler, parents
+from stillhouse.search.sampler import LEAST_TOLD, MOST_TOLD, Sampler, parents
 from stillhouse.search.space import Space
 
 OBJECTIVES = ("macs", "image_bytes")
@@ -153,7 +153,7 @@ def test_ratios_favour_what_is_like_the_good_ones():
 
 def test_there_are_no_ratios_while_few_are_told_nor_of_a_single_candidate():
     found = space()
-    history = told(found, accuracy)[:FEW]
+    history = told(found, accuracy)[:LEAST_TOLD]
     unknown = [dataclasses.replace(trial, state="training") for trial in history]
     for known, some in ((history, True), (history[1:], False), (unknown, False), ([], False)):
         ratios = sampler(found).ratios(known, OBJECTIVES, {})

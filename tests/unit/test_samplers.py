@@ -8,7 +8,6 @@ import pytest
 from instant import drive, honest, setup
 from stillhouse.search.domain import Budget, StageKind, StagePlan, StageResult
 from stillhouse.search.job import SAMPLERS, Epochs
-from stillhouse.search.sampler import FEW
 
 
 def measured(plan: StagePlan) -> StageResult:
@@ -26,7 +25,7 @@ def measured(plan: StagePlan) -> StageResult:
 
 def serial_run(sampler: str, seed: int, eta: int) -> list[list[Any]]:
     """All that was done, and all that was told of it: every trial with its costs and accuracy, every deployment."""
-    trials = {"gp": 7, "brute_force": 100, "auto": FEW + 4}.get(sampler, 9)
+    trials = {"gp": 7, "brute_force": 100}.get(sampler, 9)
     budget, objectives = Budget(max_latency_ms=1.2), ("macs", "image_bytes", "latency_ms")
     ledger, job, engine, controller = setup(
         measured,

@@ -38,12 +38,9 @@ from stillhouse.search.pareto import front, net_order
 from stillhouse.search.space import Neighbourhood, Space
 from stillhouse.search.spread import Spread
 
-FEW = 10
-"""Trials with an accuracy before TPE's ratios count: Optuna's own number of trials before TPE begins. With five
-``auto`` was later at the front (docs/log.md, 2026-11-30)."""
-
 LEAST_TOLD = 5
-"""Trials with an accuracy before TPE or GP propose: fewer tell it nothing that the spread design does not know."""
+"""Trials with an accuracy before TPE or GP is asked: fewer tell them nothing that the spread design, or the surrogate of
+``auto``, does not know."""
 
 MOST_TOLD = 64
 """Trials that Optuna is told of. TPE takes a tenth of them for good ones, 25 at most, and old others weigh least;
@@ -214,7 +211,7 @@ class Sampler:
         """(n,) what TPE thinks of each candidate: log of the density of good trials, less that of the others.
 
         TPE proposes the greatest of those that it draws (Bergstra et al. 2011; Ozaki et al. 2020 for several
-        objectives). All are 0 while fewer than ``FEW`` trials are told.
+        objectives). All are 0 while fewer than ``LEAST_TOLD`` trials are told.
 
         Args:
             history: All trials so far, in any state; order does not matter.
@@ -227,7 +224,7 @@ class Sampler:
         rows = self._rows(_in_order(history), objectives, foretold)
         told, rows = sum(row.values is not None for row in rows), _kept(rows)
         choices = self._choices(rows)
-        if told < FEW or all(each.single() for each in choices.values()):
+        if told < LEAST_TOLD or all(each.single() for each in choices.values()):
             return np.zeros(len(self._candidates))
         rating = _Rating(self._columns if choices is self._own_choices else _places(self._candidates, choices))
         _study(rating, rows, choices, objectives).ask(dict(choices))
