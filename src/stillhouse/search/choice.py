@@ -8,7 +8,7 @@ its price. Where no more candidates fit than trials were asked for, all are trie
 
 Of the new candidates it takes the one with the greatest product of that rate and TPE's density ratio
 (``Sampler.ratios``): TPE has no form that accuracies must have, so it makes good what the surrogate's lacks
-(docs/decisions/0008). Before ``LEAST_TOLD`` accuracies the surrogate, which few trials teach, decides alone.
+(docs/decisions/0017). Before ``LEAST_TOLD`` accuracies the surrogate, which few trials teach, decides alone.
 
 With the other samplers trials that ``rungs.py`` lets train on come first, then what the sampler proposes.
 

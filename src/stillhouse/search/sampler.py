@@ -39,11 +39,11 @@ from stillhouse.search.space import Neighbourhood, Space
 from stillhouse.search.spread import Spread
 
 LEAST_TOLD = 5
-"""Trials with an accuracy before TPE or GP is asked: fewer tell them nothing that the spread design, or the surrogate of
-``auto``, does not know."""
+"""Trials with an accuracy before TPE or GP is asked: fewer tell them nothing that the spread design does not know, or
+the surrogate of ``auto``."""
 
 MOST_TOLD = 64
-"""Trials that Optuna is told of. TPE takes a tenth of them for good ones, 25 at most, and old others weigh least;
+"""Trials that Optuna is told of. TPE takes a tenth of them for good ones, and of the others old ones weigh least;
 NSGA-II breeds from 20 at most."""
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
