@@ -3,62 +3,18 @@ import math
 import time
 import warnings
 
-import numpy as np
 import optuna
 import pytest
 
+from lattice import OBJECTIVES, accuracy, sampler, space
+from lattice import told as every
 from speed import slowness
-from stillhouse.search import sampler as sampling
-from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Budget, Candidate, Cost, Size
-from stillhouse.search.job import JobSpec, TrialRecord
-from stillhouse.search.sampler import LEAST_TOLD, MOST_TOLD, Sampler, parents
-from stillhouse.search.space import Space
+from stillhouse.search.job import TrialRecord
+from stillhouse.search.sampler import LEAST_TOLD, Sampler, parents
 
-OBJECTIVES = ("macs", "image_bytes")
-SIDES = (32, 48, 64, 96, 128, 192)
 ASKS = {"tpe": 16, "gp": 1, "nsga2": 40}
 """Samplers that learn, and how many proposals show it: GP takes seconds for each, NSGA-II leaves most to chance."""
-
-
-def catalogue(archs=6, pretrained=()):
-    entries = {
-        f"net{i}": {
-            "family": "cnn",
-            "stems": ["stock", "stride1"],
-            "macs_per_class": 10,
-            "params_per_class": 11,
-            "cells": {
-                f"{side}x{side}|{stem}": {"macs": (i + 1) * side**2 * (4 if stem == "stride1" else 1), "params": 1000}
-                for side in SIDES
-                for stem in ("stock", "stride1")
-            },
-        }
-        for i in range(archs)
-    }
-    sizes = [str(side) for side in SIDES]
-    weights = {"package": list(pretrained)}
-    return Catalogue.from_json({"names": list(entries), "archs": entries, "image_sizes": sizes, "weights": weights})
-
-
-def space(budget=None, **options):
-    curve = [
-        {"fit": "squash", "codec": "jpeg", "quality": 90, "size": str(side), "mean_bytes": 300 + side**1.7}
-        for side in SIDES
-    ]
-    spec = JobSpec("d", budget or Budget(max_macs=60_000, max_image_size=Size(64, 64)), qualities=())
-    return Space(catalogue(**options), {"classes": ["a", "b"], "curve": curve}, spec)
-
-
-def sampler(found, *, seed=0, trials=8, candidates=None, kind="tpe"):
-    chosen = found.feasible if candidates is None else candidates
-    return Sampler(chosen, found, seed, planned_trials=trials, kind=kind)
-
-
-def accuracy(candidate):
-    """What training might give: the grid counts, then the picture, then the architecture."""
-    grid = candidate.network_size.height * (1 if candidate.stem == "stock" else 2)
-    return 1 - 8 / grid - 4 / candidate.image_size.height - 0.02 * int(candidate.arch.removeprefix("net"))
 
 
 def run(found, count, *, seed=0, trials=8, state="done"):
@@ -126,101 +82,6 @@ def test_tpe_finds_better_ones_than_the_spread_did():
     assert mean(told[-15:]) > mean([TrialRecord("j", 0, c, "done", accuracy=accuracy(c)) for c in found.feasible])
 
 
-def test_the_greatest_ratio_is_what_tpe_proposes_when_it_draws_all(monkeypatch):
-    """Optuna's own sampler, with so many draws that every candidate is among them, is the reference."""
-    found = space(Budget(max_image_size=Size(64, 64)), archs=4)
-    whole = [c for c in found.feasible if c.network_size == c.image_size]
-    assert len(whole) == 4 * 3 * 2, "every combination of parts is a candidate"
-    history = [
-        TrialRecord("j", i, c, "done" if i % 7 else "training", found.cost(c), accuracy=accuracy(c))
-        for i, c in enumerate(whole[::2] + whole[1::4])
-    ]
-    ratios = sampler(found, candidates=whole).ratios(history, OBJECTIVES, {})
-    real = optuna.samplers.TPESampler
-    monkeypatch.setattr(optuna.samplers, "TPESampler", lambda **given: real(n_ei_candidates=20_000, **given))
-    for seed in range(3):
-        tpe = sampler(found, candidates=whole, seed=seed, kind="tpe")
-        assert tpe._ask(tpe._rows(history, OBJECTIVES), 0, OBJECTIVES) == whole[int(np.argmax(ratios))]
-
-
-def test_ratios_favour_what_is_like_the_good_ones():
-    found = space(archs=8)
-    history = told(found, lambda c: 0.9 if c.arch == "net3" else 0.2, step=3)[:40]
-    ratios = sampler(found).ratios(history, OBJECTIVES, {})
-    of = {arch: ratios[[c.arch == arch for c in found.feasible]].mean() for arch in {c.arch for c in found.feasible}}
-    assert max(of, key=of.get) == "net3"
-
-
-def test_there_are_no_ratios_while_few_are_told_nor_of_a_single_candidate():
-    found = space()
-    history = told(found, accuracy)[:LEAST_TOLD]
-    unknown = [dataclasses.replace(trial, state="training") for trial in history]
-    for known, some in ((history, True), (history[1:], False), (unknown, False), ([], False)):
-        ratios = sampler(found).ratios(known, OBJECTIVES, {})
-        assert (len(ratios), bool(ratios.any())) == (len(found.feasible), some)
-    one = found.feasible[:1]
-    alike = [dataclasses.replace(trial, candidate=one[0]) for trial in history]
-    assert sampler(found, candidates=one).ratios(alike, OBJECTIVES, {}).tolist() == [0.0]
-
-
-def test_ratios_take_what_is_foretold_for_what_is_known():
-    found = space()
-    history = told(found, accuracy, step=2)[:20]
-    risen = {3: 0.99}
-    as_if = [dataclasses.replace(t, accuracy=risen.get(t.number, t.accuracy)) for t in history]
-    ratios = sampler(found).ratios(history, OBJECTIVES, risen)
-    assert (ratios == sampler(found).ratios(as_if, OBJECTIVES, {})).all()
-    assert (ratios != sampler(found).ratios(history, OBJECTIVES, {})).any()
-
-
-def test_ratios_do_not_depend_on_the_order_of_trials_nor_on_the_seed():
-    found = space()
-    history = told(found, accuracy, step=2)[:30]
-    ratios = [sampler(found, seed=s).ratios(h, OBJECTIVES, {}) for s, h in enumerate((history, history[::-1]))]
-    assert (ratios[0] == ratios[1]).all()
-
-
-def test_an_optuna_that_does_not_rate_is_named(monkeypatch):
-    found = space()
-    monkeypatch.setattr(
-        sampling._Rating, "_compute_acquisition_func", optuna.samplers.TPESampler._compute_acquisition_func
-    )
-    with pytest.raises(RuntimeError, match=r"rates no candidates.*install optuna 5\.0"):
-        sampler(found).ratios(told(found, accuracy)[:20], OBJECTIVES, {})
-
-
-def test_of_many_trials_optuna_is_told_the_front_and_the_newest(monkeypatch):
-    shown = []
-    real = optuna.trial.create_trial
-    monkeypatch.setattr(optuna.trial, "create_trial", lambda **given: shown.append(given) or real(**given))
-    found = space(Budget(max_image_size=Size(128, 128)), archs=8)
-    history = [
-        TrialRecord("j", i, c, "training" if i % 10 == 9 else "done", Cost(macs=5000, image_bytes=5e3), accuracy=0.1)
-        for i, c in enumerate(found.feasible[:200])
-    ]
-    for i in range(5):  # the front is old
-        cost = Cost(macs=1000 - 100 * i, image_bytes=1e3 + i)
-        history[i] = dataclasses.replace(history[i], accuracy=0.9, cost=cost)
-    sampler(found).ratios(history, OBJECTIVES, {})
-    assert len(shown) == MOST_TOLD
-    accuracies = [given["values"][0] for given in shown if given["values"] is not None]
-    assert sum(value > 0.8 for value in accuracies) == 5
-    states = [given["state"].name for given in shown]
-    assert states.count("RUNNING") == MOST_TOLD // 4
-    newest = [t for t in history if t.state == "training"][-MOST_TOLD // 4 :]
-    at_work = [given["params"]["arch"] for given in shown if given["values"] is None]
-    assert at_work == [t.candidate.arch for t in newest]
-
-
-@pytest.mark.parametrize("kind", ["random", "nsga2"])
-def test_many_trials_of_which_nothing_is_known_can_be_told(kind):
-    found = space(Budget(max_image_size=Size(128, 128)), archs=8)
-    gone = found.feasible[: 2 * MOST_TOLD]
-    history = [TrialRecord("j", i, c, "infeasible", found.cost(c)) for i, c in enumerate(gone)]
-    assert sampler(found, kind=kind).propose(history, len(gone), OBJECTIVES) in found.feasible[len(gone) :]
-    assert not sampler(found).ratios(history, OBJECTIVES, {}).any()
-
-
 def test_infeasible_failed_and_running_trials_are_told():
     found = space()
     history = run(found, 12)
@@ -258,13 +119,6 @@ def test_how_each_state_is_told_to_optuna(monkeypatch):
     ]
 
 
-def told(found, value, *, step=1):
-    """Every so many candidates, done, with accuracies from ``value``."""
-    return [
-        TrialRecord("j", i, c, "done", found.cost(c), accuracy=value(c)) for i, c in enumerate(found.feasible[::step])
-    ]
-
-
 def asked(found, kind, history, count=None, *, trials=24):
     """Proposals under so many seeds."""
     seeds = range(count or ASKS[kind])
@@ -274,7 +128,7 @@ def asked(found, kind, history, count=None, *, trials=24):
 @pytest.mark.parametrize("kind", ASKS)
 def test_opposite_histories_give_other_proposals(kind):
     found = space()
-    good, bad = (told(found, lambda c, sign=sign: 0.5 + sign * accuracy(c) / 4, step=8) for sign in (1, -1))
+    good, bad = (every(found, lambda c, sign=sign: 0.5 + sign * accuracy(c) / 4, step=8) for sign in (1, -1))
     one, other = asked(found, kind, good), asked(found, kind, bad)
     assert sum(a != b for a, b in zip(one, other, strict=True)) > len(one) / 2
     assert sum(map(accuracy, one)) > sum(map(accuracy, other))
@@ -284,7 +138,7 @@ def test_opposite_histories_give_other_proposals(kind):
 @pytest.mark.parametrize("best", ["net1", "net4"])
 def test_the_architecture_that_did_best_is_proposed_more_than_by_chance(kind, best):
     found = space()
-    history = told(found, lambda c: 0.9 if c.arch == best else 0.2, step=3)
+    history = every(found, lambda c: 0.9 if c.arch == best else 0.2, step=3)
     shares = [
         sum(candidate.arch == best for candidate in proposals) / len(proposals)
         for proposals in (asked(found, kind, history), asked(found, "random", history, 40))
@@ -298,7 +152,7 @@ def test_what_was_infeasible_is_kept_away_from_for_its_constraint_alone(kind, mo
     found, barred = space(archs=8), {"net0", "net1", "net2"}
     history = [
         dataclasses.replace(trial, state="infeasible", accuracy=None) if trial.candidate.arch in barred else trial
-        for trial in told(found, lambda _: 0.5, step=3)
+        for trial in every(found, lambda _: 0.5, step=3)
     ]
 
     def share():
@@ -314,7 +168,7 @@ def test_what_was_infeasible_is_kept_away_from_for_its_constraint_alone(kind, mo
 
 def test_gp_takes_what_is_at_work_and_what_was_ruled_out_into_account():
     found = space()
-    done = told(found, accuracy, step=10)[:8]
+    done = every(found, accuracy, step=10)[:8]
     spare = [candidate for candidate in found.feasible if candidate not in {trial.candidate for trial in done}]
     history = [
         *done,
@@ -341,7 +195,7 @@ def test_the_spread_comes_first_for_gp_too(monkeypatch):
 def test_nsga2_breeds_from_a_quarter_of_the_job(trials, count):
     found = space()
     assert parents(trials) == count
-    history = told(found, accuracy)[:count]
+    history = every(found, accuracy)[:count]
     for known, chance in ((history[:-1], True), (history, False)):
         bred, drawn = (asked(found, kind, known, 12, trials=trials) for kind in ("nsga2", "random"))
         assert (bred == drawn) == chance
@@ -350,7 +204,9 @@ def test_nsga2_breeds_from_a_quarter_of_the_job(trials, count):
 def test_what_was_infeasible_is_no_parent():
     """With nothing but infeasible trials there is nobody to breed from."""
     found = space()
-    history = [dataclasses.replace(trial, state="infeasible", accuracy=None) for trial in told(found, accuracy, step=4)]
+    history = [
+        dataclasses.replace(trial, state="infeasible", accuracy=None) for trial in every(found, accuracy, step=4)
+    ]
     assert asked(found, "nsga2", history, 12) == asked(found, "random", history, 12)
 
 
