@@ -149,8 +149,9 @@ class Chooser:
         worthy, shares = self._worthy(model, seen, hopes, untried)
         if len(worthy):
             rates = shares / (self._student_s + before)[worthy]
-            best = int(np.argmax(rates * self._ratios(trials, hopes)[worthy]))
-            found.append((rates[best], None, self._space.feasible[worthy[best]], shares[best]))
+            if not found or rates.max() > found[0][0]:  # else what waits comes first, whatever TPE says
+                best = int(np.argmax(rates * self._ratios(trials, hopes)[worthy]))
+                found.append((rates[best], None, self._space.feasible[worthy[best]], shares[best]))
         if not found:
             return None
         _, chosen, candidate, share = max(found, key=lambda row: row[0])
