@@ -95,7 +95,7 @@ def test_the_model_follows_what_it_is_told():
     told = [trial(found, c, 0.9, number=i) for i, c in enumerate(small[:4])]
     told += [trial(found, c, 0.2, number=10 + i) for i, c in enumerate(large[:4])]
     surrogate = found.chooser._surrogate
-    model = surrogate.fit(surrogate.read(told))
+    model = surrogate.fit(surrogate.read(told)[1])
     groups = ([surrogate.index[candidate] for candidate in group[4:]] for group in (small, large))
     means = [surrogate.predict(model, np.array(places))[0].mean() for places in groups]
     assert means[0] > means[1] + 0.2
@@ -107,7 +107,7 @@ def test_an_accuracy_at_a_rung_is_read_as_one_that_will_rise():
     means = []
     for epochs in (1, 3, 9):
         surrogate = found.chooser._surrogate
-        model = surrogate.fit(surrogate.read([trial(found, candidate, 0.5, epochs=epochs)]))
+        model = surrogate.fit(surrogate.read([trial(found, candidate, 0.5, epochs=epochs)])[1])
         means.append(surrogate.predict(model, np.array([0]))[0][0])
     assert means[0] > means[1] > means[2]
 
@@ -121,8 +121,8 @@ def test_trials_of_an_older_catalogue_do_no_harm():
 def test_what_a_rung_says_of_the_end_is_its_accuracy_less_its_offset():
     found = desk()
     surrogate, candidate = found.chooser._surrogate, found.space.feasible[0]
-    paused = surrogate.read([trial(found, candidate, 0.5, epochs=epochs, state="paused") for epochs in (1, 3)])
-    model = surrogate.fit(surrogate.read(()))
+    paused = surrogate.read([trial(found, candidate, 0.5, epochs=epochs, state="paused") for epochs in (1, 3)])[1]
+    model = surrogate.fit(surrogate.read(())[1])
     mean, sd = surrogate._foretold(model, paused)
     plain, spread = surrogate.predict(model, np.array([0]))
     assert spread**2 == pytest.approx(model.predict(surrogate._table[:1], surrogate._groups[:1])[1] ** 2 + OWN_SD**2)
@@ -145,6 +145,26 @@ def test_of_equal_gains_the_trial_with_the_fewest_seconds_left_trains_on(monkeyp
         left = [prices.remaining(each.candidate, each.epochs, keys) for each in trials]
         move = choose(found, trials, trials, new=False, paid=keys)
         assert move.trial == trials[int(np.argmin(left))] == trials[1]
+
+
+def test_a_trial_that_promises_next_to_nothing_does_not_stand_before_others(monkeypatch):
+    """It would be worth its few seconds, and would wait at its rung with every other trial behind it."""
+    found = desk()
+    cheap, *_, dear = sorted(found.space.feasible, key=lambda each: found.space.cost(each).macs)
+    trials = [
+        trial(found, cheap, 0.5, epochs=3, state="paused"),
+        trial(found, dear, 0.5, epochs=1, state="paused", number=1),
+        trial(found, found.space.feasible[3], 0.6, number=2),
+    ]
+    shares = np.array([0.9, 1.5]) * choice.LEAST_SHARE
+    seconds = [found.chooser._prices.remaining(each.candidate, each.epochs, found.mentors) for each in trials[:2]]
+    assert shares[0] / seconds[0] > shares[1] / seconds[1]
+    volume = found.chooser._volume(found.chooser._surrogate.read(trials)[1])
+    monkeypatch.setattr(choice.Boxes, "gains", lambda *given: shares[2 - len(given[1]) :] * volume)
+    assert choose(found, trials, trials[:2], new=False, paid=found.mentors).trial == trials[1]
+    assert choose(found, trials, trials[:1], new=False, paid=found.mentors).trial == trials[0]
+    shares[:] = 0.9 * choice.LEAST_SHARE
+    assert choose(found, trials, trials[:2], new=False, paid=found.mentors) is None
 
 
 def test_seconds_count_pictures_epochs_and_macs():
@@ -241,4 +261,4 @@ def test_a_trial_that_waits_is_weighed_by_its_rate_alone(monkeypatch):
     ((told, objectives, foretold),) = asked
     assert (list(told), objectives) == (trials, found.planner.spec.objectives)
     surrogate = found.chooser._surrogate
-    assert foretold == {0: surrogate.hopes(surrogate.read(trials))[1][0]}, "as it will be at its end"
+    assert foretold == {0: surrogate.hopes(surrogate.read(trials)[1])[1][0]}, "as it will be at its end"

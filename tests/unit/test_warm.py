@@ -181,7 +181,7 @@ def past(found, accuracy, *, same_recipe=True):
 def foretold(found):
     """Mean accuracy foretold before the job has a trial, by architecture."""
     surrogate = found._surrogate
-    mean, _ = surrogate.predict(surrogate.fit(surrogate.read(())), np.arange(len(found._space.feasible)))
+    mean, _ = surrogate.predict(surrogate.fit(surrogate.read(())[1]), np.arange(len(found._space.feasible)))
     archs = np.array([candidate.arch for candidate in found._space.feasible])
     return {arch: mean[archs == arch].mean() for arch in sorted(set(archs.tolist()))}
 
@@ -211,7 +211,7 @@ def test_each_job_of_another_recipe_has_an_offset_of_its_own():
     plain = chooser()
     low, high = (past(plain, lambda _, level=level: level, same_recipe=False) for level in (0.3, 0.7))
     found = chooser(low, high)
-    model = found._surrogate.fit(found._surrogate.read(()))
+    model = found._surrogate.fit(found._surrogate.read(())[1])
     assert model.mean[-1] - model.mean[-2] == pytest.approx(0.4, abs=0.05)
 
 

@@ -32,9 +32,6 @@ from stillhouse.search.states import LIVE
 from stillhouse.search.wanted import Asker, Wanted
 from stillhouse.search.warm import Earlier, earlier
 
-LEAST_SHARE = 0.0005
-"""Of the front's hypervolume: what a trial that waits at a rung must promise to train on (``auto``)."""
-
 
 class Desk:
     """What follows from a job, its data set and the catalogue, worked out once: nothing that a restart would miss.
@@ -197,11 +194,7 @@ class JobStep:
             ready = [trial for trial in trials if trial.state == "paused"]
         else:
             ready = promotable(trials, levels, self._spec.eta, self._spec.objectives)
-        move = self._choose(trials, ready, beyond, new=new)
-        if not self._worth(move, trials):
-            begins = move is not None and move.trial is None
-            move = self._choose(trials, ready if begins else (), beyond, new=new and not begins)
-        return move if move is not None and self._worth(move, trials) else self._last(trials)
+        return self._choose(trials, ready, beyond, new=new) or self._last(trials)
 
     def _last(self, trials: Sequence[TrialRecord]) -> Move | None:
         """Of the trials that wait at a rung when nothing else is left, the next that is not given up."""
@@ -235,12 +228,6 @@ class JobStep:
             return None
         paid = self._paid() if self._spec.sampler == "auto" else ()
         return self._desk.chooser.next(trials, ready, new=new, left_out=beyond, paid=paid)
-
-    def _worth(self, move: Move | None, trials: Sequence[TrialRecord]) -> bool:
-        """False for a move that is known to be expected to add too little; the first model is worth any."""
-        if move is None or move.share is None or not any(trial.state == "done" for trial in trials):
-            return True
-        return move.share >= (self._spec.min_gain if move.trial is None else max(self._spec.min_gain, LEAST_SHARE))
 
     def _paid(self) -> Collection[str]:
         """Keys of teachers, targets and assistants that are done or will be made anyway."""

@@ -12,7 +12,8 @@ Of the new candidates it takes the one with the greatest product of that rate an
 
 With the other samplers trials that ``rungs.py`` lets train on come first, then what the sampler proposes.
 
-Whatever the sampler, once a model is there no candidate begins that is expected to add less than ``min_gain``.
+Whatever the sampler, once a model is there no candidate begins that is expected to add less than ``min_gain``. With
+``auto`` no trial trains on at a rung that is expected to add less than that, or than ``LEAST_SHARE``.
 
 All is a function of the ledger's trials, the job and its seed. Trials of earlier jobs (``warm.py``) are told to the
 surrogate, and to TPE if their recipe is the job's; they are no part of this job's front.
@@ -42,6 +43,9 @@ PROXY = {"latency_ms": "macs", "memory_bytes": "macs", "model_bytes": "params"}
 LEAST_STEPS = 100
 """Training steps below which networks from random weights, which learn nothing by then, wait until all others are tried
 (docs/log.md, 2026-11-23)."""
+
+LEAST_SHARE = 0.0005
+"""Of the front's hypervolume: what a trial that waits at a rung must promise to train on (``auto``)."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,7 @@ class Chooser:
             passed = {*left_out, *self._poor(trials)}
             candidate = self._sampler.propose(trials, len(trials), self._spec.objectives, passed) if new else None
             return None if candidate is None else Move(None, candidate)
-        # A trial of a candidate that is none any more (the catalogue was published anew) says nothing here.
-        trials = [trial for trial in trials if trial.candidate in self._surrogate.index]
-        seen = self._surrogate.read(trials)
+        trials, seen = self._surrogate.read(trials)
         untried = np.full(len(self._space.feasible), new)
         untried[seen.places] = False
         untried[[self._surrogate.index[candidate] for candidate in left_out]] = False
@@ -136,26 +138,21 @@ class Chooser:
             paid: Keys of the stages that are done or at work.
         """
         model, hopes, spread = self._surrogate.hopes(seen)
-        found: list[tuple[float, TrialRecord | None, Candidate, float]] = []
-        before = self._unpaid(paid)
+        before, move, waits = self._unpaid(paid), None, 0.0
+        ready, shares = self._promising(seen, hopes, spread, ready)
         if len(ready):
-            place, others = seen.places[ready], np.isin(seen.state, ("done", *AT_WORK))
-            gains = self._boxes(seen, hopes, others).gains(hopes[ready], spread[ready], self._scaled[place])
-            shares = gains / self._volume(seen)
-            rates = shares / (self._student_s[place] - seen.epochs[ready] * self._epoch_s[place] + before[place])
+            places = seen.places[ready]
+            rates = shares / (self._student_s[places] - seen.epochs[ready] * self._epoch_s[places] + before[places])
             best = int(np.argmax(rates))
-            trial = trials[ready[best]]
-            found.append((rates[best], trial, trial.candidate, shares[best]))
+            trial, waits = trials[ready[best]], rates[best]
+            move = Move(trial, trial.candidate, shares[best])
         worthy, shares = self._worthy(model, seen, hopes, untried)
-        if len(worthy):
-            rates = shares / (self._student_s + before)[worthy]
-            if not found or rates.max() > found[0][0]:  # else what waits comes first, whatever TPE says
-                best = int(np.argmax(rates * self._ratios(trials, hopes)[worthy]))
-                found.append((rates[best], None, self._space.feasible[worthy[best]], shares[best]))
-        if not found:
-            return None
-        _, chosen, candidate, share = max(found, key=lambda row: row[0])
-        return Move(chosen, candidate, share)
+        rates = shares / (self._student_s + before)[worthy]
+        if len(worthy) and (move is None or rates.max() > waits):  # else what waits comes first, whatever TPE says
+            best = int(np.argmax(rates * self._ratios(trials, hopes)[worthy]))
+            if move is None or rates[best] > waits:
+                move = Move(None, self._space.feasible[worthy[best]], shares[best])
+        return move
 
     def _ratios(self, trials: Sequence[TrialRecord], hopes: Floats) -> Floats:
         """(n,) TPE's ratio for each feasible candidate, up to a factor; a trial at a rung is told as it is foretold."""
@@ -167,19 +164,31 @@ class Chooser:
 
     # ---------------------------------------------------------------------------------------- gain
 
+    def _promising(self, seen: Seen, hopes: Floats, spread: Floats, ready: Places) -> tuple[Places, Floats]:
+        """Those of these trials that are expected to add enough to train on, and each one's share (``Move.share``)."""
+        if not len(ready):
+            return ready, np.zeros(0)
+        boxes = self._boxes(seen, hopes, np.isin(seen.state, ("done", *AT_WORK)))
+        gains = boxes.gains(hopes[ready], spread[ready], self._scaled[seen.places[ready]])
+        return self._enough(seen, ready, gains, max(self._spec.min_gain, LEAST_SHARE))
+
     def _worthy(self, model: Linear, seen: Seen, hopes: Floats, places: Places) -> tuple[Places, Floats]:
-        """Those of these candidates that are expected to add enough to begin, and each one's share (``Move.share``)."""
+        """Those of these candidates that are expected to add enough to begin, and each one's share."""
         mean, sd = self._surrogate.predict(model, places)
         boxes = self._boxes(seen, hopes, np.isin(seen.state, ("done", "paused", *AT_WORK)))
-        shares = boxes.gains(mean, sd, self._scaled[places]) / self._volume(seen)
-        enough = (shares >= self._spec.min_gain) | ~(seen.state == "done").any()
+        return self._enough(seen, places, boxes.gains(mean, sd, self._scaled[places]), self._spec.min_gain)
+
+    def _enough(self, seen: Seen, places: Places, gains: Floats, least: float) -> tuple[Places, Floats]:
+        """Those of these that add enough, and their shares; as long as there is no model, all do."""
+        shares = gains / self._volume(seen)
+        enough = (shares >= least) | ~(seen.state == "done").any()
         return places[enough], shares[enough]
 
     def _poor(self, trials: Sequence[TrialRecord]) -> list[Candidate]:
         """The feasible candidates that are not worth their beginning (``min_gain``)."""
         if self._spec.min_gain == 0:
             return []
-        seen = self._surrogate.read([trial for trial in trials if trial.candidate in self._surrogate.index])
+        _, seen = self._surrogate.read(trials)
         model, hopes, _ = self._surrogate.hopes(seen)
         every = np.arange(len(self._space.feasible), dtype=np.intp)
         worthy, _ = self._worthy(model, seen, hopes, every)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,10 +83,15 @@ class Surrogate:
         """The place of each feasible candidate."""
         return {candidate: index for index, candidate in enumerate(self._space.feasible)}
 
-    def read(self, trials: Sequence[TrialRecord]) -> Seen:
-        """Trials of feasible candidates as columns."""
-        return Seen(
-            np.array([self.index[trial.candidate] for trial in trials], dtype=np.intp),
+    def read(self, trials: Iterable[TrialRecord]) -> tuple[list[TrialRecord], Seen]:
+        """The trials of feasible candidates, also as columns.
+
+        One whose candidate is none any more (the catalogue was published anew) is left out: it says nothing here.
+        """
+        pairs = [(trial, self.index.get(trial.candidate)) for trial in trials]
+        trials = [trial for trial, place in pairs if place is not None]
+        return trials, Seen(
+            np.array([place for _, place in pairs if place is not None], dtype=np.intp),
             np.array([trial.epochs or 0 for trial in trials], dtype=np.int64),
             np.array([math.nan if trial.accuracy is None else trial.accuracy for trial in trials], dtype=np.float64),
             np.array([trial.state for trial in trials], dtype=np.str_),

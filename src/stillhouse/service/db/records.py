@@ -36,7 +36,7 @@ from stillhouse.service.db.tables import (
 )
 
 _TEXTS = 16_384
-"""Texts of each kind that are kept parsed."""
+"""Rows, and texts of each kind, that are kept parsed."""
 JOB_ENDS = ("done", "failed", "cancelled")
 
 
@@ -181,11 +181,24 @@ TRIAL_TEXTS = select(
 
 
 def trial_from_texts(row: Any) -> TrialRecord:
-    """From a row of ``TRIAL_TEXTS``; texts that were read before are not parsed again."""
-    candidate, cost, stages = _candidate(row.candidate), _cost(row.cost), _keys(row.stages)
-    return TrialRecord(
-        row.job_id, row.number, candidate, row.state, cost, stages, row.accuracy, row.reason, epochs=row.epochs
-    )
+    """From a row of ``TRIAL_TEXTS``; one that was read before is not made again."""
+    return _trial(*row)
+
+
+@lru_cache(maxsize=_TEXTS)
+def _trial(
+    job_id: str,
+    number: int,
+    state: str,
+    accuracy: float | None,
+    epochs: int | None,
+    reason: str | None,
+    candidate: str,
+    cost: str,
+    stages: str,
+) -> TrialRecord:
+    keys = tuple(json.loads(stages))
+    return TrialRecord(job_id, number, _candidate(candidate), state, _cost(cost), keys, accuracy, reason, epochs)
 
 
 @lru_cache(maxsize=_TEXTS)
@@ -196,11 +209,6 @@ def _candidate(text: str) -> Candidate:
 @lru_cache(maxsize=_TEXTS)
 def _cost(text: str) -> Cost:
     return Cost.from_json(json.loads(text))
-
-
-@lru_cache(maxsize=_TEXTS)
-def _keys(text: str) -> tuple[str, ...]:
-    return tuple(json.loads(text))
 
 
 def stage_record(row: StageRow, progress: Mapping[str, Json] | None = None) -> StageRecord:
