@@ -50,17 +50,15 @@ LEAST_SHARE = 0.0005
 
 @dataclass(frozen=True)
 class Move:
-    """What to do next: a paused trial to promote, or a candidate to begin; and what it is expected to add.
+    """What to do next: a paused trial to promote, or a candidate to begin.
 
     Attributes:
         trial: The trial, or None for a new candidate.
         candidate: The candidate.
-        share: Expected gain as a share of the front's hypervolume now; None where it was not asked for.
     """
 
     trial: TrialRecord | None
     candidate: Candidate
-    share: float | None = None
 
 
 class Chooser:
@@ -145,13 +143,13 @@ class Chooser:
             rates = shares / (self._student_s[places] - seen.epochs[ready] * self._epoch_s[places] + before[places])
             best = int(np.argmax(rates))
             trial, waits = trials[ready[best]], rates[best]
-            move = Move(trial, trial.candidate, shares[best])
+            move = Move(trial, trial.candidate)
         worthy, shares = self._worthy(model, seen, hopes, untried)
         rates = shares / (self._student_s + before)[worthy]
         if len(worthy) and (move is None or rates.max() > waits):  # else what waits comes first, whatever TPE says
             best = int(np.argmax(rates * self._ratios(trials, hopes)[worthy]))
             if move is None or rates[best] > waits:
-                move = Move(None, self._space.feasible[worthy[best]], shares[best])
+                move = Move(None, self._space.feasible[worthy[best]])
         return move
 
     def _ratios(self, trials: Sequence[TrialRecord], hopes: Floats) -> Floats:
@@ -165,7 +163,7 @@ class Chooser:
     # ---------------------------------------------------------------------------------------- gain
 
     def _promising(self, seen: Seen, hopes: Floats, spread: Floats, ready: Places) -> tuple[Places, Floats]:
-        """Those of these trials that are expected to add enough to train on, and each one's share (``Move.share``)."""
+        """Those of these trials that are expected to add enough to train on, and by what share of the hypervolume."""
         if not len(ready):
             return ready, np.zeros(0)
         boxes = self._boxes(seen, hopes, np.isin(seen.state, ("done", *AT_WORK)))
@@ -173,7 +171,7 @@ class Chooser:
         return self._enough(seen, ready, gains, max(self._spec.min_gain, LEAST_SHARE))
 
     def _worthy(self, model: Linear, seen: Seen, hopes: Floats, places: Places) -> tuple[Places, Floats]:
-        """Those of these candidates that are expected to add enough to begin, and each one's share."""
+        """Those of these candidates that are expected to add enough to begin, and by what share of the hypervolume."""
         mean, sd = self._surrogate.predict(model, places)
         boxes = self._boxes(seen, hopes, np.isin(seen.state, ("done", "paused", *AT_WORK)))
         return self._enough(seen, places, boxes.gains(mean, sd, self._scaled[places]), self._spec.min_gain)
