@@ -27,7 +27,7 @@ def test_the_greatest_ratio_is_what_tpe_proposes_when_it_draws_all(monkeypatch):
     monkeypatch.setattr(optuna.samplers, "TPESampler", lambda **given: real(n_ei_candidates=20_000, **given))
     for seed in range(3):
         tpe = sampler(found, candidates=whole, seed=seed, kind="tpe")
-        assert tpe._ask(tpe._rows(history, OBJECTIVES), 0, OBJECTIVES) == whole[int(np.argmax(ratios))]
+        assert tpe._ask(tpe._rows(history, OBJECTIVES)[0], 0, OBJECTIVES) == whole[int(np.argmax(ratios))]
 
 
 def test_ratios_favour_what_is_like_the_good_ones():

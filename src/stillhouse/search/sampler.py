@@ -200,8 +200,8 @@ class Sampler:
         if self._kind == "brute_force":
             left = (self._candidates[index] for index in np.flatnonzero(unseen))
             return min(left, key=lambda candidate: (self._space.cost(candidate).macs or 0, candidate))
-        rows = self._rows(history, objectives)
-        if self._kind in ("tpe", "gp") and sum(row.values is not None for row in rows) < LEAST_TOLD:
+        rows, known = self._rows(history, objectives)
+        if self._kind in ("tpe", "gp") and known < LEAST_TOLD:
             return self._spread.propose(history, unseen, number)
         return self._near.nearest(self._ask(rows, number, objectives), seen)
 
@@ -221,10 +221,9 @@ class Sampler:
         Raises:
             RuntimeError: This version of Optuna does not say.
         """
-        rows = self._rows(_in_order(history), objectives, foretold)
-        told, rows = sum(row.values is not None for row in rows), _kept(rows)
+        rows, known = self._rows(_in_order(history), objectives, foretold)
         choices = self._choices(rows)
-        if told < LEAST_TOLD or all(each.single() for each in choices.values()):
+        if known < LEAST_TOLD or all(each.single() for each in choices.values()):
             return np.zeros(len(self._candidates))
         rating = _Rating(self._columns if choices is self._own_choices else _places(self._candidates, choices))
         _study(rating, rows, choices, objectives).ask(dict(choices))
@@ -234,17 +233,23 @@ class Sampler:
 
     def _rows(
         self, history: Sequence[TrialRecord], objectives: Sequence[str], foretold: Mapping[int, float] | None = None
-    ) -> list[_Row]:
-        """What there is to tell: trials of earlier jobs whose figures are known, then all of this one."""
-        earlier = [row for row in _rows(self._earlier, objectives, {}) if row.values is not None]
-        return [*earlier, *_rows(history, objectives, foretold or {})]
+    ) -> tuple[list[_Row], int]:
+        """What Optuna is told, and of how many trials all figures are known.
+
+        It is told of trials of earlier jobs whose figures are known, and of all of this one; of ``MOST_TOLD`` at most.
+        """
+        past, own = _figures(self._earlier, objectives, {}), _figures(history, objectives, foretold or {})
+        there = np.flatnonzero(_known(past))
+        trials, figures = [*(self._earlier[place] for place in there), *history], np.concatenate((past[there], own))
+        known = _known(figures)
+        kept = _kept(figures, known)
+        return [_Row(trials[at], figures[at].tolist() if known[at] else None) for at in kept], int(known.sum())
 
     # ------------------------------------------------------------------------------------ Optuna
 
     def _ask(self, rows: list[_Row], number: int, objectives: Sequence[str]) -> Candidate:
         """One combination of categories by Optuna's sampler; it need be no candidate."""
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
-        rows = _kept(rows)
         choices = self._choices(rows)
         study = _study(_SAMPLERS[self._kind](seed, self._parents), rows, choices, objectives)
         asked = study.ask(dict(choices)).params
@@ -312,17 +317,22 @@ def _study(
     return optuna.create_study(storage=_Shown(trials), directions=directions, sampler=sampler)
 
 
-def _kept(rows: list[_Row]) -> list[_Row]:
-    """Those that Optuna is told of: the front, or a net of it if that is large, and the newest of the others."""
-    if len(rows) <= MOST_TOLD:
-        return rows
-    known = [place for place, row in enumerate(rows) if row.values is not None]
-    points = np.array([rows[place].values for place in known])
-    members = front(points) if known else []
-    best = {known[members[index]] for index in net_order(points[members])[: MOST_TOLD // 2]} if known else set()
-    unknown = [place for place, row in enumerate(rows) if row.values is None][-MOST_TOLD // 4 :]
-    others = [place for place in known if place not in best][len(best) + len(unknown) - MOST_TOLD :]
-    return [rows[place] for place in sorted([*best, *others, *unknown])]
+def _kept(figures: NDArray[np.float64], known: NDArray[np.bool_]) -> list[int]:
+    """Places of those that Optuna is told of: the front, or a net of it if that is large, and the newest of the others.
+
+    Args:
+        figures: (n, 1 + m) accuracy and log2 costs.
+        known: (n,) whether all of them are.
+    """
+    if len(figures) <= MOST_TOLD:
+        return list(range(len(figures)))
+    with_figures, without = np.flatnonzero(known).tolist(), np.flatnonzero(~known).tolist()[-MOST_TOLD // 4 :]
+    best: set[int] = set()
+    if with_figures:
+        members = [with_figures[place] for place in front(figures[with_figures])]
+        best = {members[place] for place in net_order(figures[members])[: MOST_TOLD // 2]}
+    others = [place for place in with_figures if place not in best][len(best) + len(without) - MOST_TOLD :]
+    return sorted([*best, *others, *without])
 
 
 def _frozen(row: _Row, choices: Choices, objectives: Sequence[str], middle: Sequence[float]) -> FrozenTrial:
@@ -342,18 +352,25 @@ def _frozen(row: _Row, choices: Choices, objectives: Sequence[str], middle: Sequ
     )
 
 
-def _rows(trials: Sequence[TrialRecord], objectives: Sequence[str], foretold: Mapping[int, float]) -> list[_Row]:
-    """What is known of each; ``foretold`` holds, by number, accuracies that stand for those that trials have now."""
+def _figures(
+    trials: Sequence[TrialRecord], objectives: Sequence[str], foretold: Mapping[int, float]
+) -> NDArray[np.float64]:
+    """(n, 1 + m) accuracy and log2 costs; NaN for what is not known.
+
+    ``foretold`` holds, by number, accuracies that stand for those that trials have now.
+    """
     accuracies = [
         foretold.get(trial.number, trial.accuracy) if trial.state in ("done", "stopped", "paused") else None
         for trial in trials
     ]
     costs = [[getattr(trial.cost, name) for name in objectives] for trial in trials]
     octaves = np.log2(np.array(costs, dtype=np.float64).reshape(len(trials), len(objectives)))
-    figures = np.column_stack((np.array(accuracies, dtype=np.float64), octaves))  # NaN for None
-    known = ~np.isnan(figures).any(axis=1)
-    pairs = zip(trials, figures.tolist(), known.tolist(), strict=True)
-    return [_Row(trial, values if whole else None) for trial, values, whole in pairs]
+    return np.column_stack((np.array(accuracies, dtype=np.float64), octaves))  # NaN for None
+
+
+def _known(figures: NDArray[np.float64]) -> NDArray[np.bool_]:
+    known: NDArray[np.bool_] = ~np.isnan(figures).any(axis=1)
+    return known
 
 
 def _scale(candidate: Candidate) -> float:
