@@ -369,8 +369,8 @@ def _figures(
 
 
 def _known(figures: NDArray[np.float64]) -> NDArray[np.bool_]:
-    known: NDArray[np.bool_] = ~np.isnan(figures).any(axis=1)
-    return known
+    """(n,) whether all of them are."""
+    return np.asarray(~np.isnan(figures).any(axis=1))
 
 
 def _scale(candidate: Candidate) -> float:
