@@ -17,10 +17,11 @@ from fastapi import FastAPI
 from rich.console import Console
 from typer.testing import CliRunner
 
-from served import Serve, Served
+from served import SUMMARY, Serve, Served
 from stillhouse.search.devices import DeviceRecord
 from stillhouse.search.domain import Candidate, Cost, Size
 from stillhouse.search.errors import CorruptArtifactError, StillhouseError
+from stillhouse.search.plan import ingest_plan
 from stillhouse.service import cli_server, cli_watch, transfer
 from stillhouse.service.app import create_app
 from stillhouse.service.cli import app
@@ -249,6 +250,24 @@ def test_data_sets_and_jobs_by_command(run: Callable[..., str], served: Served, 
     run("datasets", "delete", dataset)
     assert "404" in run("datasets", "show", dataset, code=2)
     assert "NAME=VALUE" in run("jobs", "create", "ds", "--set", "trials", code=2)
+
+
+def test_a_data_set_is_shown_in_a_few_lines(run: Callable[..., str], served: Served) -> None:
+    dataset = served.ready()
+    shown = run("datasets", "show", dataset)
+    assert shown.startswith(
+        f"{dataset}  textures: ready\n90 pictures (60 train, 12 val, 18 test)\n3 classes: a, b, c\n"
+    )
+    assert "64x64   1,167     1,750     2,100" in shown
+    assert len(shown.splitlines()) < 20
+    assert json.loads(run("--json", "datasets", "show", dataset))["summary"] == SUMMARY
+
+    broken = served.ledger.add_dataset("broken", ingest_plan("broken.zip", "broken", False, {})).id
+    faults = [f"a/{number}.jpg: not a picture" for number in range(12)]
+    served.ledger.end_dataset(broken, "failed", summary={}, reason="12 pictures cannot be read", faults=faults)
+    lines = run("datasets", "show", broken).splitlines()
+    assert lines[:3] == [f"{broken}  broken: failed", "reason: 12 pictures cannot be read", f"fault: {faults[0]}"]
+    assert lines[-2:] == [f"fault: {faults[9]}", "and 2 more faults"]
 
 
 def test_models_and_the_rest_by_command(run: Callable[..., str], served: Served, tmp_path: Path) -> None:

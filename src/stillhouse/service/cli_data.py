@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from stillhouse.search.domain import Json
 from stillhouse.search.errors import UserError
 from stillhouse.service.cli_server import DatasetId, Server, transfer_bar
 from stillhouse.service.cli_watch import await_dataset
+from stillhouse.service.client import Answer
 
 UploadId = Annotated[str, typer.Argument(help="Id of an upload that was not completed.")]
 
@@ -44,7 +46,7 @@ def datasets() -> typer.Typer:
             else:
                 with transfer_bar(f"upload {Path(data).name}") as moved:
                     made = client.upload(Path(data), name=name, skip_faults=skip_faults, progress=moved)
-            server.show(await_dataset(client, made["id"], Console(stderr=True)) if wait else made)
+            _show(server, await_dataset(client, made["id"], Console(stderr=True)) if wait else made)
 
     @app.command("list")
     def list_all(ctx: typer.Context) -> None:
@@ -58,7 +60,7 @@ def datasets() -> typer.Typer:
         """One data set: classes, pictures, bytes-per-picture curve."""
         server: Server = ctx.obj
         with server.client() as client:
-            server.show(client.dataset(dataset))
+            _show(server, client.dataset(dataset))
 
     @app.command()
     def delete(ctx: typer.Context, dataset: DatasetId) -> None:
@@ -89,3 +91,58 @@ def uploads() -> typer.Typer:
             client.drop_upload(upload)
 
     return app
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def _show(server: Server, dataset: Answer) -> None:
+    """Prints what a person asks of a data set, or all of it as JSON: a hundred classes and their curve are long."""
+    if server.as_json:
+        server.show(dataset)
+        return
+    for line in _lines(dataset):
+        typer.echo(line)
+    curve = _curve(dataset["summary"])
+    if curve:
+        typer.echo("mean bytes per picture (squashed, in colour; client --json datasets show has the rest):")
+        server.listed(curve, list(curve[0]))
+
+
+def _lines(dataset: Answer) -> list[str]:
+    """A data set in a few lines."""
+    lines = [f"{dataset['id']}  {dataset['name']}: {dataset['state']}"]
+    lines += [f"reason: {dataset['reason']}"] if dataset["reason"] else []
+    summary: dict[str, Json] = dataset["summary"]
+    if summary:
+        splits = ", ".join(f"{count:,} {split}" for split, count in summary["splits"].items())
+        grey = "grey " if summary.get("grey") else ""
+        names = summary["classes"]
+        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        lines += [
+            f"{summary['pictures']:,} {grey}pictures ({splits}){_sizes(summary)}",
+            f"{len(names)} classes: {some}",
+        ]
+        lines += [f"note: {note}" for note in summary["notes"]]
+    faults = dataset["faults"] or summary.get("faults", [])  # those that keep it from use, or those left out
+    lines += [f"fault: {fault}" for fault in faults[:10]]
+    return lines + ([f"and {len(faults) - 10} more faults"] if len(faults) > 10 else [])
+
+
+def _sizes(summary: dict[str, Json]) -> str:
+    """Height x width of the pictures."""
+    sides = summary.get("sizes")
+    if not sides:
+        return ""
+    least, middle, most = (f"{sides['height'][key]:.0f}x{sides['width'][key]:.0f}" for key in ("min", "median", "max"))
+    return f", {least} px" if least == most else f", {least} to {most} px, median {middle}"
+
+
+def _curve(summary: dict[str, Json]) -> list[Answer]:
+    """Mean bytes by size, a column for each codec and quality."""
+    lines: dict[str, Answer] = {}
+    for point in summary.get("curve", ()):
+        if (point["fit"], point.get("colour", "rgb")) == ("squash", "rgb"):
+            line = lines.setdefault(point["size"], {"size": point["size"]})
+            line[f"{point['codec']} {point['quality']}"] = f"{point['mean_bytes']:,.0f}"
+    return list(lines.values())
