@@ -233,7 +233,7 @@ def test_data_sets_and_jobs_by_command(run: Callable[..., str], served: Served, 
     assert json.loads(run("--json", *asked, "--estimate"))["candidates"] > 0
     (job,) = json.loads(run("--json", *asked))
     assert (job["spec"]["trials"], job["spec"]["budget"]["max_macs"]) == (3, 4_000_000)
-    assert job["id"] in run("jobs", "list", "--state", "queued")
+    assert re.search(rf"{job['id']} +queued +textures +0 of 3", run("jobs", "list", "--state", "queued"))
     assert job["id"] not in run("jobs", "list", "--state", "done")
     assert "cancel it first" in run("jobs", "delete", job["id"], code=2)
     assert "cancelled" in run("jobs", "cancel", job["id"])
@@ -276,7 +276,7 @@ def test_models_and_the_rest_by_command(run: Callable[..., str], served: Served,
     served.ledger.add_deployment(better)
     assert "mdl_2" in run("front", job)
     assert "mdl_2" in run("front", "--dataset", served.ledger.job(job).spec.dataset, "--objective", "macs")
-    assert model in run("models", "list", "--arch", "lcnet_050")
+    assert re.search(rf"{model} .* 66\.7% \(test\)", run("models", "list", "--arch", "lcnet_050"))
     assert json.loads(run("models", "show", model))["job"] == job
     run("models", "download", model, "--onnx", "--out", str(tmp_path / "mine.onnx"))
     assert (tmp_path / "mine.onnx").read_bytes() == content

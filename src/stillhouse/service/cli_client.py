@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,7 @@ from stillhouse.service import cli_options as options
 from stillhouse.service.cli_data import datasets, uploads
 from stillhouse.service.cli_messages import messages
 from stillhouse.service.cli_server import (
+    Columns,
     DatasetId,
     JobId,
     Messages,
@@ -29,10 +32,57 @@ from stillhouse.service.cli_server import (
 from stillhouse.service.cli_watch import watch_job
 from stillhouse.service.client import Answer, Client
 
-JOB_COLUMNS = ("id", "state", "dataset_name", "trials_ended", "trials_wanted", "best_accuracy", "eta_s")
-MODEL_COLUMNS = ("model", "arch", "image_size", "precision", "macs", "image_bytes", "latency_ms", "accuracy", "split")
-DEVICE_COLUMNS = ("name", "at_hand", "seen", "cpu", "cores", "machine", "runtime")
-DEED_COLUMNS = ("id", "at", "key_id", "method", "path", "status", "request_id")
+
+def _number(value: float | None, factor: float = 1.0, digits: int = 0) -> str | None:
+    return None if value is None else f"{value * factor:,.{digits}f}"
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
+
+
+def _fact(name: str, device: Answer) -> Json:
+    return (device["host"] or {}).get(name)
+
+
+JOB_COLUMNS: Columns = {
+    "id": "id",
+    "state": "state",
+    "data set": "dataset_name",
+    "trials": lambda job: f"{job['trials_ended']} of {job['trials_wanted']}",
+    "best": lambda job: _percent(job["best_accuracy"]),
+    "left": lambda job: None if job["eta_s"] is None else f"{job['eta_s']:,.0f} s",
+}
+TRIAL_COLUMNS: Columns = {
+    "number": "number",
+    "state": "state",
+    "network": lambda trial: trial["candidate"]["arch"],
+    "image": lambda trial: trial["candidate"]["image_size"],
+    "accuracy": lambda trial: _percent(trial["val_accuracy"]),
+    "stages": lambda trial: f"{trial['stages_done']} of {trial['stages']}",
+    "reason": "reason",
+}
+MODEL_COLUMNS: Columns = {
+    "model": "model",
+    "network": "arch",
+    "image": "image_size",
+    "precision": "precision",
+    "M MACs": lambda model: _number(model["macs"], 1e-6, 1),
+    "bytes": lambda model: _number(model["image_bytes"]),
+    "ms": "latency_ms",
+    "accuracy": lambda model: f"{_percent(model['accuracy'])} ({model['split']})",
+}
+DEVICE_COLUMNS: Columns = {
+    "name": "name",
+    "at hand": "at_hand",
+    "seen": lambda device: device["seen_at"] and f"{max(0.0, time.time() - device['seen_at']):.0f} s ago",
+    **{fact: partial(_fact, fact) for fact in ("cpu", "cores", "machine", "runtime")},
+}
+DEED_COLUMNS: Columns = {
+    "id": "id",
+    "at": lambda deed: f"{datetime.fromtimestamp(deed['at'], UTC):%F %TZ}",
+    **{title: title.replace(" ", "_") for title in ("key id", "method", "path", "status", "request id")},
+}
 
 
 def commands(messages: Messages) -> typer.Typer:
@@ -160,9 +210,7 @@ def _add_job_commands(app: typer.Typer) -> None:
         """A job's trials."""
         server: Server = ctx.obj
         with server.client() as client:
-            found = client.trials(job, states=state or ())
-            columns = ("number", "state", "arch", "image_size", "val_accuracy", "stages_done", "stages", "reason")
-            server.listed(({**trial["candidate"], **trial} for trial in found), columns)
+            server.listed(client.trials(job, states=state or ()), TRIAL_COLUMNS)
 
     @app.command()
     def log(
@@ -261,7 +309,7 @@ def _add_system(app: typer.Typer) -> None:
         """Devices that latency and memory are measured on."""
         server: Server = ctx.obj
         with server.client() as client:
-            server.listed((_shown_device(each) for each in client.devices()), DEVICE_COLUMNS)
+            server.listed(client.devices(), DEVICE_COLUMNS)
 
     @app.command("forget-device")
     def forget_device(ctx: typer.Context, name: Annotated[str, typer.Argument(help="The device.")]) -> None:
@@ -312,9 +360,3 @@ def _seen(server: Server, client: Client, job: Answer, *, watch: bool) -> None:
 
 app = typer.Typer()
 app.add_typer(commands(messages), name="client")
-
-
-def _shown_device(device: Answer) -> Answer:
-    """With its host's facts beside its name, and when it last asked for work in words."""
-    seen = device["seen_at"]
-    return {**device, **(device["host"] or {}), "seen": seen and f"{max(0.0, time.time() - seen):.0f} s ago"}

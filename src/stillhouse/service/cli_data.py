@@ -53,7 +53,7 @@ def datasets() -> typer.Typer:
         """All data sets, oldest first."""
         server: Server = ctx.obj
         with server.client() as client:
-            server.listed(client.datasets(), ("id", "name", "state", "reason"))
+            server.listed(client.datasets(), {name: name for name in ("id", "name", "state", "reason")})
 
     @app.command()
     def show(ctx: typer.Context, dataset: DatasetId) -> None:
@@ -106,7 +106,7 @@ def _show(server: Server, dataset: Answer) -> None:
     curve = _curve(dataset["summary"])
     if curve:
         typer.echo("mean bytes per picture (squashed, in colour; client --json datasets show has the rest):")
-        server.listed(curve, list(curve[0]))
+        server.listed(curve, {title: title for title in curve[0]})
 
 
 def _lines(dataset: Answer) -> list[str]:

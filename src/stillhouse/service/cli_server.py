@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated
@@ -21,6 +21,8 @@ from stillhouse.search.errors import UserError
 from stillhouse.service.client import Answer, Client
 
 Messages = Callable[[], AbstractContextManager[None]]
+Columns = Mapping[str, str | Callable[[Answer], Json]]
+"""By title: the field of a line that stands there, or what makes its text."""
 JobId = Annotated[str, typer.Argument(help="Id of a job.")]
 DatasetId = Annotated[str, typer.Argument(help="Id of a data set.")]
 ModelId = Annotated[str, typer.Argument(help="Id of a model.")]
@@ -56,17 +58,19 @@ class Server:
         else:
             Console().print_json(data=value)
 
-    def listed(self, lines: Iterable[Answer], columns: Sequence[str]) -> None:
+    def listed(self, lines: Iterable[Answer], columns: Columns) -> None:
         """Prints a list: as a table of some columns, or all of it as JSON."""
         found = list(lines)
         if self.as_json:
             typer.echo(json.dumps(found, indent=2))
             return
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        rows = [[_text(line.get(column)) for column in columns] for line in found]
-        for at, column in enumerate(columns):  # the first is what the thing is asked for by: it is shown whole
+        rows = [
+            [_text(read(line) if callable(read) else line.get(read)) for read in columns.values()] for line in found
+        ]
+        for at, title in enumerate(columns):  # the first is what the thing is asked for by: it is shown whole
             width = max((len(row[0]) for row in rows), default=None) if at == 0 else None
-            table.add_column(column.replace("_", " "), min_width=width)
+            table.add_column(title, min_width=width, overflow="fold")
         for row in rows:
             table.add_row(*map(escape, row))
         Console().print(table)
