@@ -276,7 +276,7 @@ def test_models_and_the_rest_by_command(run: Callable[..., str], served: Served,
     served.ledger.add_deployment(better)
     assert "mdl_2" in run("front", job)
     assert "mdl_2" in run("front", "--dataset", served.ledger.job(job).spec.dataset, "--objective", "macs")
-    assert re.search(rf"{model} .* 66\.7% \(test\)", run("models", "list", "--arch", "lcnet_050"))
+    assert re.search(rf"{model} .* 66\.7%", run("models", "list", "--arch", "lcnet_050"))
     assert json.loads(run("models", "show", model))["job"] == job
     run("models", "download", model, "--onnx", "--out", str(tmp_path / "mine.onnx"))
     assert (tmp_path / "mine.onnx").read_bytes() == content

@@ -66,11 +66,11 @@ MODEL_COLUMNS: Columns = {
     "model": "model",
     "network": "arch",
     "image": "image_size",
-    "precision": "precision",
+    "file": "precision",
     "M MACs": lambda model: _number(model["macs"], 1e-6, 1),
-    "bytes": lambda model: _number(model["image_bytes"]),
+    "image bytes": lambda model: _number(model["image_bytes"]),
     "ms": "latency_ms",
-    "accuracy": lambda model: f"{_percent(model['accuracy'])} ({model['split']})",
+    "accuracy": lambda model: f"{_percent(model['accuracy'])}{'' if model['split'] == 'test' else ' on val'}",
 }
 DEVICE_COLUMNS: Columns = {
     "name": "name",

@@ -64,7 +64,7 @@ class Server:
         if self.as_json:
             typer.echo(json.dumps(found, indent=2))
             return
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         rows = [
             [_text(read(line) if callable(read) else line.get(read)) for read in columns.values()] for line in found
         ]
