@@ -233,10 +233,10 @@ def test_one_ask_takes_little_beside_a_thousand_trials():
 def rated(monkeypatch, found, favourite, asked=None):
     """TPE that likes one candidate beyond all others."""
 
-    def ratios(_, history, objectives, foretold):
+    def ratios(_, history, objectives, foretold, places):
         if asked is not None:
             asked.append((tuple(history), tuple(objectives), dict(foretold)))
-        return np.array([20.0 if each == favourite else 0.0 for each in found.space.feasible])
+        return np.array([20.0 if found.space.feasible[place] == favourite else 0.0 for place in places])
 
     monkeypatch.setattr(choice.Sampler, "ratios", ratios)
 

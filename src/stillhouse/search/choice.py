@@ -147,16 +147,16 @@ class Chooser:
         worthy, shares = self._worthy(model, seen, hopes, untried)
         rates = shares / (self._student_s + before)[worthy]
         if len(worthy) and (move is None or rates.max() > waits):  # else what waits comes first, whatever TPE says
-            best = int(np.argmax(rates * self._ratios(trials, hopes)[worthy]))
+            best = int(np.argmax(rates * self._ratios(trials, hopes, worthy)))
             if move is None or rates[best] > waits:
                 move = Move(None, self._space.feasible[worthy[best]])
         return move
 
-    def _ratios(self, trials: Sequence[TrialRecord], hopes: Floats) -> Floats:
-        """(n,) TPE's ratio for each feasible candidate, up to a factor; a trial at a rung is told as it is foretold."""
+    def _ratios(self, trials: Sequence[TrialRecord], hopes: Floats, places: Places) -> Floats:
+        """(n,) TPE's ratios of these candidates, up to a factor; a trial at a rung is told as it is foretold."""
         pairs = zip(trials, hopes.tolist(), strict=True)
         foretold = {trial.number: hope for trial, hope in pairs if trial.state == "paused"}
-        ratios = self._sampler.ratios(trials, self._spec.objectives, foretold)
+        ratios = self._sampler.ratios(trials, self._spec.objectives, foretold, places)
         found: Floats = np.exp(ratios - ratios.max())
         return found
 

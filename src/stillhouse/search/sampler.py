@@ -13,7 +13,7 @@
 - Trials of earlier jobs that trained in the same way stand first in the study, as if this job had tried them. So the
   sampler takes over sooner.
 - ``auto`` proposes nothing by itself: ``ratios`` says what TPE thinks of every candidate, for ``choice.py`` to weigh.
-- Optuna is told of ``MOST_TOLD`` trials at most, so that the thousandth ask takes no longer than the hundredth.
+- Optuna is told of ``MOST_TOLD`` trials at most, so that the thousandth ask takes hardly longer than the hundredth.
 - ``brute_force`` asks nobody: every candidate, fewest MACs first. Those are trained soonest, and a search that is cut
   short has the whole cheap end of the front.
 """
@@ -206,9 +206,13 @@ class Sampler:
         return self._near.nearest(self._ask(rows, number, objectives), seen)
 
     def ratios(
-        self, history: Sequence[TrialRecord], objectives: Sequence[str], foretold: Mapping[int, float]
+        self,
+        history: Sequence[TrialRecord],
+        objectives: Sequence[str],
+        foretold: Mapping[int, float],
+        places: NDArray[np.intp],
     ) -> NDArray[np.float64]:
-        """(n,) what TPE thinks of each candidate: log of the density of good trials, less that of the others.
+        """(n,) what TPE thinks of each of n candidates: log of the density of good trials, less that of the others.
 
         TPE proposes the greatest of those that it draws (Bergstra et al. 2011; Ozaki et al. 2020 for several
         objectives). All are 0 while fewer than ``LEAST_TOLD`` trials are told.
@@ -217,6 +221,7 @@ class Sampler:
             history: All trials so far, in any state; order does not matter.
             objectives: Costs to minimise beside the error, by name in ``Cost``.
             foretold: By number, accuracies that stand for those that trials have now.
+            places: (n,) which candidates.
 
         Raises:
             RuntimeError: This version of Optuna does not say.
@@ -224,8 +229,9 @@ class Sampler:
         rows, known = self._rows(_in_order(history), objectives, foretold)
         choices = self._choices(rows)
         if known < LEAST_TOLD or all(each.single() for each in choices.values()):
-            return np.zeros(len(self._candidates))
-        rating = _Rating(self._columns if choices is self._own_choices else _places(self._candidates, choices))
+            return np.zeros(len(places))
+        columns = self._columns if choices is self._own_choices else _places(self._candidates, choices)
+        rating = _Rating({name: column[places] for name, column in columns.items()})
         _study(rating, rows, choices, objectives).ask(dict(choices))
         if rating.ratios is None:
             raise RuntimeError(f"TPE of optuna {optuna.__version__} rates no candidates; install optuna 5.0")
