@@ -164,6 +164,20 @@ def test_a_trial_that_promises_next_to_nothing_does_not_stand_before_others(monk
     assert choose(found, trials, trials[:1], new=False, paid=found.mentors).trial == trials[0]
     shares[:] = 0.9 * choice.LEAST_SHARE
     assert choose(found, trials, trials[:2], new=False, paid=found.mentors) is None
+    shares[:] = 0.0
+    assert choose(found, trials[:2], trials[:2], new=False, paid=found.mentors) is not None, (
+        "the first model is worth any"
+    )
+
+
+def test_a_trial_at_a_rung_must_promise_the_least_gain_too(monkeypatch):
+    found, least = desk(min_gain=0.02), 0.02
+    waiting, done = trial(found, found.space.feasible[0], 0.5, epochs=3, state="paused"), found.space.feasible[3]
+    trials = [waiting, trial(found, done, 0.6, number=1)]
+    volume = found.chooser._volume(found.chooser._surrogate.read(trials)[1])
+    for share, moves in ((1.01 * least, True), (0.99 * least, False)):
+        monkeypatch.setattr(choice.Boxes, "gains", lambda *given, share=share: np.full(len(given[1]), share * volume))
+        assert (choose(found, trials, [waiting], new=False) is not None) == moves
 
 
 def test_seconds_count_pictures_epochs_and_macs():

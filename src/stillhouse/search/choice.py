@@ -12,8 +12,8 @@ Of the new candidates it takes the one with the greatest product of that rate an
 
 With the other samplers trials that ``rungs.py`` lets train on come first, then what the sampler proposes.
 
-Whatever the sampler, once a model is there no candidate begins that is expected to add less than ``min_gain``. With
-``auto`` no trial trains on at a rung that is expected to add less than that, or than ``LEAST_SHARE``.
+Whatever the sampler, once a model is there no candidate begins that is expected to add less than ``min_gain``; with
+``auto`` nothing is weighed that waits at a rung and is expected to add less than that, or than ``LEAST_SHARE``.
 
 All is a function of the ledger's trials, the job and its seed. Trials of earlier jobs (``warm.py``) are told to the
 surrogate, and to TPE if their recipe is the job's; they are no part of this job's front.

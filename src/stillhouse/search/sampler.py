@@ -12,7 +12,7 @@
 - NSGA-II breeds from the best of all trials that were told, not of the last whole generation: see ``_Nsga2``.
 - Trials of earlier jobs that trained in the same way stand first in the study, as if this job had tried them. So the
   sampler takes over sooner.
-- ``auto`` proposes nothing by itself: ``ratios`` says what TPE thinks of every candidate, for ``choice.py`` to weigh.
+- ``auto`` proposes nothing by itself: ``ratios`` says what TPE thinks of given candidates, for ``choice.py`` to weigh.
 - Optuna is told of ``MOST_TOLD`` trials at most, so that the thousandth ask takes hardly longer than the hundredth.
 - ``brute_force`` asks nobody: every candidate, fewest MACs first. Those are trained soonest, and a search that is cut
   short has the whole cheap end of the front.

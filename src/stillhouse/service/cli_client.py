@@ -70,13 +70,14 @@ MODEL_COLUMNS: Columns = {
     "M MACs": lambda model: _number(model["macs"], 1e-6, 1),
     "image bytes": lambda model: _number(model["image_bytes"]),
     "ms": "latency_ms",
-    "accuracy": lambda model: f"{_percent(model['accuracy'])}{'' if model['split'] == 'test' else ' on val'}",
+    "accuracy": lambda model: f"{_percent(model['accuracy'])}{'' if model['split'] == 'test' else ' val'}",
 }
 DEVICE_COLUMNS: Columns = {
     "name": "name",
     "at hand": "at_hand",
     "seen": lambda device: device["seen_at"] and f"{max(0.0, time.time() - device['seen_at']):.0f} s ago",
-    **{fact: partial(_fact, fact) for fact in ("cpu", "cores", "machine", "runtime")},
+    **{fact: partial(_fact, fact) for fact in ("cpu", "cores", "machine")},
+    "runtime": "runtime",
 }
 DEED_COLUMNS: Columns = {
     "id": "id",

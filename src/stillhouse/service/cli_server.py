@@ -69,8 +69,7 @@ class Server:
             [_text(read(line) if callable(read) else line.get(read)) for read in columns.values()] for line in found
         ]
         for at, title in enumerate(columns):  # the first is what the thing is asked for by: it is shown whole
-            width = max((len(row[0]) for row in rows), default=None) if at == 0 else None
-            table.add_column(title, min_width=width, overflow="fold")
+            table.add_column(title, no_wrap=at == 0, overflow="fold")
         for row in rows:
             table.add_row(*map(escape, row))
         Console().print(table)
