@@ -258,7 +258,7 @@ def test_a_data_set_is_shown_in_a_few_lines(run: Callable[..., str], served: Ser
     assert shown.startswith(
         f"{dataset}  textures: ready\n90 pictures (60 train, 12 val, 18 test)\n3 classes: a, b, c\n"
     )
-    assert "64x64   1,167     1,750     2,100" in shown
+    assert re.search("64x64 +1,167 +1,750 +2,100", shown)
     assert len(shown.splitlines()) < 20
     assert json.loads(run("--json", "datasets", "show", dataset))["summary"] == SUMMARY
 
@@ -285,7 +285,8 @@ def test_models_and_the_rest_by_command(run: Callable[..., str], served: Served,
     assert len(list((tmp_path / "folder").glob("*.zip"))) == 1
     served.ledger.see_device(DeviceRecord("gate-cam", "onnxruntime 1.22.0", "d1", {"cpu": "Cortex-A53", "cores": 4}))
     listed = run("devices")
-    assert all(each in listed for each in ("local", "gate-cam", "Cortex-A53", "0 s ago"))
+    assert "local" in listed
+    assert re.search(r"gate-cam +True +\d+ s ago +Cortex-A53 +4 +- +onnxruntime 1\.22\.0", listed)
     run("forget-device", "gate-cam")
     assert "gate-cam" not in run("devices")
     assert "lcnet_050" in run("catalogue")
