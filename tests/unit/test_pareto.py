@@ -1,6 +1,7 @@
 import dataclasses
 from functools import partial
 
+import moocore
 import numpy as np
 import pytest
 
@@ -85,6 +86,14 @@ def test_hypervolume_by_hand():
     assert hypervolume([(3, 9, 9), (1, 7, 9), (1, 9, 7)], (0, 10, 10)) == pytest.approx(3 + 3 + 3 - 1 - 1 - 1 + 1)
     assert hypervolume([], (0, 1)) == 0.0
     assert hypervolume([(0, 5), (-1, 2), (1, 10)], (0, 10)) == 0.0
+
+
+def test_hypervolume_of_two_thousand_members_in_three_objectives_is_exact_and_fast():
+    on_a_sphere = np.abs(np.random.default_rng(0).normal(size=(2000, 3)))
+    on_a_sphere /= np.linalg.norm(on_a_sphere, axis=1, keepdims=True)
+    took, found = standard_seconds(partial(hypervolume, on_a_sphere * (1, -1, -1), (0, 0, 0)))
+    assert took < 0.5
+    assert found == pytest.approx(moocore.hypervolume(-on_a_sphere, ref=np.zeros(3)))
 
 
 def test_hypervolume_refuses_another_number_of_objectives():

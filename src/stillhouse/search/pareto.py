@@ -52,8 +52,8 @@ def front(points: ArrayLike) -> list[int]:
 def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
     """Volume dominated by the points, up to the reference point; exact.
 
-    Recursion over exclusive volumes (While, Bradstreet & Barone 2012), with a sweep once two objectives
-    are left. Meant for fronts of up to some hundred points and few objectives.
+    Sweeps for up to three objectives, O(f^2) for a front of f; beyond them recursion over exclusive volumes (While,
+    Bradstreet & Barone 2012), meant for fronts of up to some hundred points.
 
     Args:
         points: (n, m), accuracy first.
@@ -340,10 +340,33 @@ def _volume(worse: Floats, corner: Floats) -> float:
     ranked = worse[np.lexsort(worse.T[::-1])]
     ranked = ranked[_sweep(ranked)]
     if ranked.shape[1] == 2:
-        ceilings = np.concatenate((corner[1:], ranked[:-1, 1]))
-        return float(np.sum((corner[0] - ranked[:, 0]) * (ceilings - ranked[:, 1])))
+        return _area(ranked, corner)
     total = 0.0
+    if ranked.shape[1] == 3:
+        # In slabs between one value of the third objective and the next: what is no worse there spans the same area.
+        ranked = ranked[np.argsort(ranked[:, 2], kind="stable")]
+        stairs = np.empty((0, 2))
+        for point, height in zip(ranked[:, :2], np.diff(ranked[:, 2], append=corner[2]), strict=True):
+            stairs = _with_step(stairs, point)
+            total += float(height) * _area(stairs, corner)
+        return total
     for index, point in enumerate(ranked):
         shared = np.maximum(ranked[index + 1 :], point)
         total += float(np.prod(corner - point)) - _volume(shared, corner)
     return total
+
+
+def _area(stairs: Floats, corner: Floats) -> float:
+    """Area between the corner and a front (n, 2) that is sorted by its first objective, falling in its second."""
+    ceilings = np.concatenate((corner[1:2], stairs[:-1, 1]))
+    return float(np.sum((corner[0] - stairs[:, 0]) * (ceilings - stairs[:, 1])))
+
+
+def _with_step(stairs: Floats, point: Floats) -> Floats:
+    """Such a front with a point (2,) more, and without what that one dominates."""
+    before = int(np.searchsorted(stairs[:, 0], point[0], side="right"))
+    if before and stairs[before - 1, 1] <= point[1]:
+        return stairs
+    first = int(np.searchsorted(stairs[:, 0], point[0], side="left"))
+    after = first + int(np.count_nonzero(stairs[first:, 1] >= point[1]))
+    return np.concatenate((stairs[:first], point[None], stairs[after:]))
