@@ -1,6 +1,7 @@
 """Counts of candidates against limits, told longhand; the command's table."""
 
 import io
+import json
 import time
 
 import pytest
@@ -46,9 +47,9 @@ def summary(sides: tuple[int, ...] = SIDES) -> dict[str, Json]:
     return {"classes": ["a", "b"], "curve": [{**row, "size": str(side), "mean_bytes": 10.0 * side} for side in sides]}
 
 
-def space(budget: Budget, **spec: Json) -> Space:
+def space(budget: Budget, known: dict[str, Json] | None = None, **spec: Json) -> Space:
     given = JobSpec("d", budget, qualities=(), precisions=("fp32",), **spec)
-    return Space(Catalogue.from_json(catalogue()), summary(), given)
+    return Space(Catalogue.from_json(known or catalogue()), summary(), given)
 
 
 def candidate(name: str, image: int, network: int) -> Candidate:
@@ -196,11 +197,21 @@ def test_three_thousand_candidates_take_less_than_two_seconds(budget: Budget) ->
     assert found.candidates > 3000
 
 
-def printed(budget: Budget, figures: Figures | None = None) -> str:
-    whole = space(budget)
-    console = Console(file=io.StringIO(), width=100)
+def printed(budget: Budget, figures: Figures | None = None, *, whole: Space | None = None, width: int = 100) -> str:
+    whole = whole or space(budget)
+    console = Console(file=io.StringIO(), width=width)
     show(estimate(whole, figures or {}), whole.spec, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_terminal_of_80_columns_cuts_no_name_of_a_network() -> None:
+    name = "tf_efficientnet_lite2"
+    known = json.loads(json.dumps(catalogue()).replace("net1", name))
+    budget = Budget(max_macs=80_000, max_image_size=Size(64, 64), max_model_bytes=16_000_000)
+    lines = [line.rstrip() for line in printed(budget, whole=space(budget, known), width=80).splitlines()]
+    assert [line.split()[2] for line in lines if line.startswith("likely best ")] == [name]
+    assert next(line for line in lines if line.startswith("max_image_size") and "+0" in line).split()[-1] == name
+    assert max(len(line) for line in lines if not line.startswith(("likely best:", "note:"))) <= 80
 
 
 def test_the_table_says_what_fits_what_binds_and_what_relaxing_opens() -> None:

@@ -118,10 +118,10 @@ def show(found: Estimate, spec: JobSpec, console: Console) -> None:
     for note in found.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     if found.likely_best is not None:
-        console.print(_options(found, found.likely_best, spec))
+        console.print("", _options(found, found.likely_best, spec))
         console.print(f"likely best: {found.why}", highlight=False, markup=False, soft_wrap=True)
     if found.relax:
-        console.print(_limits(found, spec))
+        console.print("", _limits(found, spec))
 
 
 def _options(found: Estimate, best: Option, spec: JobSpec) -> Table:
@@ -162,7 +162,7 @@ def _limits(found: Estimate, spec: JobSpec) -> Table:
     """What each limit rules out, and how many more fit when it alone is relaxed."""
     table = Table(caption=_LIMITS_CAPTION, **_COMPACT)
     table.add_column("limit", no_wrap=True)
-    for name in ("", "rules\nout", "\nalone", *(f"\n+{by:.0%}" for by in RELAXED)):
+    for name in ("", "\nout", "\nonly", *(f"\n+{by:.0%}" for by in RELAXED)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"likely best\nat +{RELAXED[-1]:.0%}", overflow="fold")
     for name, count in found.ruled_out.items():
@@ -174,8 +174,14 @@ def _limits(found: Estimate, spec: JobSpec) -> Table:
     return table
 
 
-_LIMITS_CAPTION = "alone: ruled out by this limit only; +10%: what a limit 10 % larger opens"
-_COMPACT: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "caption_justify": "left"}
+_LIMITS_CAPTION = "out: ruled out by the limit; only: by no other; +10%: what 10 % more opens"
+_COMPACT: dict[str, Any] = {
+    "box": SIMPLE_HEAD,
+    "padding": (0, 1, 0, 0),
+    "pad_edge": False,
+    "show_edge": False,  # a network's name of 21 letters fits in 80 columns
+    "caption_justify": "left",
+}
 
 
 def _named(option: Option) -> str:
