@@ -230,7 +230,8 @@ def test_data_sets_and_jobs_by_command(run: Callable[..., str], served: Served, 
     assert "no file" in run("datasets", "add", "nothing.zip", code=2)
     dataset = served.ready()
     asked = ("jobs", "create", dataset, "--max-flops", "8e6", "--set", "trials=3", "--set", "archs=[lcnet_050]")
-    assert json.loads(run("--json", *asked, "--estimate"))["candidates"] > 0
+    count = json.loads(run("--json", *asked, "--estimate"))["candidates"]
+    assert f" of {count} candidates fit" in run(*asked, "--estimate")
     (job,) = json.loads(run("--json", *asked))
     assert (job["spec"]["trials"], job["spec"]["budget"]["max_macs"]) == (3, 4_000_000)
     assert re.search(rf"{job['id']} +queued +textures +0 of 3", run("jobs", "list", "--state", "queued"))
@@ -245,7 +246,7 @@ def test_data_sets_and_jobs_by_command(run: Callable[..., str], served: Served, 
     assert "trial 0 lcnet_050 32x32->64x64: infeasible (too slow)" in run("jobs", "watch", job["id"], code=1)
     assert "too slow" in run("jobs", "trials", job["id"])
     assert "nothing was tried" in run("jobs", "log", job["id"], "0")
-    assert json.loads(run("jobs", "show", job["id"]))["reason"] == "nothing fits"
+    assert "reason: nothing fits" in run("jobs", "show", job["id"])
     run("jobs", "delete", job["id"])
     run("datasets", "delete", dataset)
     assert "404" in run("datasets", "show", dataset, code=2)
@@ -274,10 +275,10 @@ def test_models_and_the_rest_by_command(run: Callable[..., str], served: Served,
     job, model, content = served.finished(tmp_path)
     better = dataclasses.replace(served.ledger.deployment(model), id="mdl_2", trial_number=1, cost=Cost(1, 1, 1, 1.0))
     served.ledger.add_deployment(better)
-    assert "mdl_2" in run("front", job)
+    assert "best trade-off: mdl_2" in run("front", job)
     assert "mdl_2" in run("front", "--dataset", served.ledger.job(job).spec.dataset, "--objective", "macs")
     assert re.search(rf"{model} .* 66\.7%", run("models", "list", "--arch", "lcnet_050"))
-    assert json.loads(run("models", "show", model))["job"] == job
+    assert f"job {job}, trial 0" in run("models", "show", model)
     run("models", "download", model, "--onnx", "--out", str(tmp_path / "mine.onnx"))
     assert (tmp_path / "mine.onnx").read_bytes() == content
     (tmp_path / "folder").mkdir()
@@ -289,7 +290,7 @@ def test_models_and_the_rest_by_command(run: Callable[..., str], served: Served,
     assert re.search(r"gate-cam +True +\d+ s ago +Cortex-A53 +4 +- +onnxruntime 1\.22\.0", listed)
     run("forget-device", "gate-cam")
     assert "gate-cam" not in run("devices")
-    assert "lcnet_050" in run("catalogue")
+    assert re.search("lcnet_050 +cnn +stock", run("catalogue"))
     assert json.loads(run("health"))["status"] == "ready"
 
 

@@ -11,7 +11,7 @@ from speed import slowness
 from stillhouse.search.catalogue import Catalogue
 from stillhouse.search.domain import Budget, Candidate, Cost, Json, Size, StageResult
 from stillhouse.search.errors import ConflictError
-from stillhouse.search.estimate import Figures, device_figures, estimate, estimate_job
+from stillhouse.search.estimate import Estimate, Figures, device_figures, estimate, estimate_job
 from stillhouse.search.job import DatasetRecord, JobSpec
 from stillhouse.search.plan import Planner
 from stillhouse.search.space import Space
@@ -200,7 +200,7 @@ def test_three_thousand_candidates_take_less_than_two_seconds(budget: Budget) ->
 def printed(budget: Budget, figures: Figures | None = None, *, whole: Space | None = None, width: int = 100) -> str:
     whole = whole or space(budget)
     console = Console(file=io.StringIO(), width=width)
-    show(estimate(whole, figures or {}), whole.spec, console)
+    show(estimate(whole, figures or {}), whole.spec.budget, whole.spec.objectives, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -212,6 +212,12 @@ def test_a_terminal_of_80_columns_cuts_no_name_of_a_network() -> None:
     assert [line.split()[2] for line in lines if line.startswith("likely best ")] == [name]
     assert next(line for line in lines if line.startswith("max_image_size") and "+0" in line).split()[-1] == name
     assert max(len(line) for line in lines if not line.startswith(("likely best:", "note:"))) <= 80
+
+
+@pytest.mark.parametrize("budget", [Budget(max_macs=9000, max_image_size=Size(64, 64)), Budget(max_macs=1)])
+def test_an_estimate_is_read_as_it_was_written(budget: Budget) -> None:
+    found = estimate(space(budget), {})
+    assert Estimate.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_the_table_says_what_fits_what_binds_and_what_relaxing_opens() -> None:
@@ -282,7 +288,7 @@ def test_memory_is_bounded_by_the_weights() -> None:
 def test_an_objective_that_nobody_measured_has_a_row_that_says_so() -> None:
     whole = space(Budget(), objectives=("latency_ms", "image_bytes"))
     console = Console(file=io.StringIO(), width=100)
-    show(estimate(whole, {}), whole.spec, console)
+    show(estimate(whole, {}), whole.spec.budget, whole.spec.objectives, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     (row,) = [line for line in text.splitlines() if line.split()[:2] == ["latency", "ms"]]
     assert "not measured yet" in row

@@ -45,6 +45,11 @@ class Option:
         """JSON form."""
         return {"candidate": self.candidate.to_json(), "cost": self.cost.to_json(), "measured": self.measured}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> Option:
+        """Reads what ``to_json`` wrote."""
+        return cls(Candidate.from_json(data["candidate"]), Cost.from_json(data["cost"]), data["measured"])
+
 
 @dataclass(frozen=True)
 class Relaxation:
@@ -73,6 +78,13 @@ class Relaxation:
             "opens": self.opens,
             "likely_best": None if self.likely_best is None else self.likely_best.to_json(),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> Relaxation:
+        """Reads what ``to_json`` wrote."""
+        value = Size.parse(data["value"]) if isinstance(data["value"], str) else data["value"]
+        best = data["likely_best"]
+        return cls(data["limit"], data["by"], value, data["opens"], None if best is None else Option.from_json(best))
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,18 @@ class Estimate:
             "relax": [each.to_json() for each in self.relax],
             "notes": list(self.notes),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> Estimate:
+        """Reads what ``to_json`` wrote."""
+        best = data["likely_best"]
+        read = {
+            "cheapest": {name: Option.from_json(option) for name, option in data["cheapest"].items()},
+            "likely_best": None if best is None else Option.from_json(best),
+            "relax": tuple(map(Relaxation.from_json, data["relax"])),
+            "notes": tuple(data["notes"]),
+        }
+        return cls(**{**data, **read})
 
 
 def estimate_job(ledger: Ledger, catalogue: Mapping[str, Json], dataset: DatasetRecord, spec: JobSpec) -> Estimate:

@@ -35,6 +35,11 @@ class Size:
         """Height times width."""
         return self.height * self.width
 
+    @property
+    def short(self) -> str:
+        """``64`` for a square, ``48x64`` for what is none."""
+        return str(self.height) if self.height == self.width else str(self)
+
     def ratio(self, limit: Size) -> float:
         """The greater of the two sides' ratios to the limit's: at most 1 when this size fits inside."""
         return max(self.height / limit.height, self.width / limit.width)

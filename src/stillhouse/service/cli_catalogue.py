@@ -67,7 +67,9 @@ def commands(messages: Callable[[], AbstractContextManager[None]]) -> typer.Type
 def show(catalogue: Mapping[str, Json], console: Console) -> None:
     """Prints what the workers published of networks: a line each, then what failed and why."""
     known = Catalogue.from_json(catalogue)
-    table = Table("network", "family", "stems", "inside, pixels", "precisions", "starts from", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for title in ("network", "family", "stems", "sizes", "precisions", "weights"):
+        table.add_column(title, no_wrap=title in ("network", "sizes", "weights"), overflow="fold")
     whys = []
     for name, entry in known.archs.items():
         failing = {precision for stem in entry.stems for precision in entry.lacks.get(stem, {})}
@@ -75,10 +77,10 @@ def show(catalogue: Mapping[str, Json], console: Console) -> None:
             f"{name} {said(place)}: {p}: {why}" for place, lacks in entry.lacks.items() for p, why in lacks.items()
         ]
         sizes = sorted({size for size, _ in entry.cells}, key=by_pixels)
-        precisions = " ".join(each for each in PRECISIONS if each not in failing)
-        weights = "trained weights" if name in known.pretrained else "random weights"
+        precisions = " ".join(each for each in PRECISIONS if each not in failing) if failing else "all"
+        weights = "trained" if name in known.pretrained else "random"
         stems = " ".join(entry.stems)
-        table.add_row(name, entry.family, stems, f"{sizes[0]} to {sizes[-1]}", precisions, weights)
+        table.add_row(name, entry.family, stems, f"{sizes[0].short}-{sizes[-1].short}", precisions, weights)
     console.print(table)
     excluded = [
         f"{name} {said(place)}: {why}" for name, places in known.excluded.items() for place, why in places.items()

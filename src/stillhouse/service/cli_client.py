@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from stillhouse.search.domain import Json
+from stillhouse.search.domain import Budget, Json
 from stillhouse.search.job import JobSpec
 from stillhouse.service import cli_options as options
 from stillhouse.service.cli_data import datasets, uploads
 from stillhouse.service.cli_messages import messages
 from stillhouse.service.cli_server import (
-    Columns,
     DatasetId,
     JobId,
     Messages,
@@ -29,61 +25,18 @@ from stillhouse.service.cli_server import (
     States,
     transfer_bar,
 )
+from stillhouse.service.cli_shown import (
+    DEED_COLUMNS,
+    DEVICE_COLUMNS,
+    JOB_COLUMNS,
+    MODEL_COLUMNS,
+    TRIAL_COLUMNS,
+    front_lines,
+    job_lines,
+    model_lines,
+)
 from stillhouse.service.cli_watch import watch_job
 from stillhouse.service.client import Answer, Client
-
-
-def _number(value: float | None, factor: float = 1.0, digits: int = 0) -> str | None:
-    return None if value is None else f"{value * factor:,.{digits}f}"
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.1%}"
-
-
-def _fact(name: str, device: Answer) -> Json:
-    return (device["host"] or {}).get(name)
-
-
-JOB_COLUMNS: Columns = {
-    "id": "id",
-    "state": "state",
-    "data set": "dataset_name",
-    "trials": lambda job: f"{job['trials_ended']} of {job['trials_wanted']}",
-    "best": lambda job: _percent(job["best_accuracy"]),
-    "left": lambda job: None if job["eta_s"] is None else f"{job['eta_s']:,.0f} s",
-}
-TRIAL_COLUMNS: Columns = {
-    "number": "number",
-    "state": "state",
-    "network": lambda trial: trial["candidate"]["arch"],
-    "image": lambda trial: trial["candidate"]["image_size"],
-    "accuracy": lambda trial: _percent(trial["val_accuracy"]),
-    "stages": lambda trial: f"{trial['stages_done']} of {trial['stages']}",
-    "reason": "reason",
-}
-MODEL_COLUMNS: Columns = {
-    "model": "model",
-    "network": "arch",
-    "image": "image_size",
-    "file": "precision",
-    "M MACs": lambda model: _number(model["macs"], 1e-6, 1),
-    "image bytes": lambda model: _number(model["image_bytes"]),
-    "ms": "latency_ms",
-    "accuracy": lambda model: f"{_percent(model['accuracy'])}{'' if model['split'] == 'test' else ' val'}",
-}
-DEVICE_COLUMNS: Columns = {
-    "name": "name",
-    "at hand": "at_hand",
-    "seen": lambda device: device["seen_at"] and f"{max(0.0, time.time() - device['seen_at']):.0f} s ago",
-    **{fact: partial(_fact, fact) for fact in ("cpu", "cores", "machine")},
-    "runtime": "runtime",
-}
-DEED_COLUMNS: Columns = {
-    "id": "id",
-    "at": lambda deed: f"{datetime.fromtimestamp(deed['at'], UTC):%F %TZ}",
-    **{title: title.replace(" ", "_") for title in ("key id", "method", "path", "status", "request id")},
-}
 
 
 def commands(messages: Messages) -> typer.Typer:
@@ -143,12 +96,11 @@ def _jobs() -> typer.Typer:
         """Start a search."""
         given, server = dict(locals()), ctx.obj
         with server.client() as client:
-            limits = options.budget_of(given, budget).to_json()
-            search = fields_of(fields or [])
+            limits, search = options.budget_of(given, budget), fields_of(fields or [])
             if estimate:
-                server.show(client.estimate(dataset, limits, search))
+                _estimated(server, client.estimate(dataset, limits.to_json(), search), limits, search)
                 return
-            job = client.create_job(dataset, limits, search, idempotency_key=idempotency_key)
+            job = client.create_job(dataset, limits.to_json(), search, idempotency_key=idempotency_key)
             _seen(server, client, job, watch=watch)
 
     @app.command("list")
@@ -174,7 +126,10 @@ def _add_job_commands(app: typer.Typer) -> None:
         """One job with its trials."""
         server: Server = ctx.obj
         with server.client() as client:
-            server.show(client.job(job))
+            found = client.job(job)
+            server.told(found, job_lines)
+            if not server.as_json and found["trials"]:
+                server.listed(found["trials"], TRIAL_COLUMNS)
 
     @app.command()
     def watch(ctx: typer.Context, job: JobId) -> None:
@@ -249,7 +204,7 @@ def _models() -> typer.Typer:
         """One model: figures, and how a picture is prepared for it."""
         server: Server = ctx.obj
         with server.client() as client:
-            server.show(client.model(model))
+            server.told(client.model(model), model_lines)
 
     @app.command()
     def download(
@@ -287,10 +242,9 @@ def _add_others(app: typer.Typer) -> None:
                 found = client.front(jobs[0])
             else:
                 found = client.front_across(dataset=dataset, jobs=jobs or (), objectives=objective or ())
-            if server.as_json:
-                server.show(found)
-            else:
+            if not server.as_json:
                 server.listed(found["front"], MODEL_COLUMNS)
+            server.told(found, front_lines)
 
     @app.command()
     def audit(
@@ -324,7 +278,13 @@ def _add_system(app: typer.Typer) -> None:
         """What the server's workers can build."""
         server: Server = ctx.obj
         with server.client() as client:
-            server.show(client.catalogue())
+            found = client.catalogue()
+            if server.as_json:
+                server.show(found)
+                return
+            from stillhouse.service.cli_catalogue import show  # noqa: PLC0415 - a database's drivers, once it is needed
+
+            show(found, Console())
 
     @app.command("metrics")
     def metrics_(ctx: typer.Context) -> None:
@@ -349,6 +309,17 @@ def fields_of(pairs: Sequence[str]) -> dict[str, Json]:
     read = options.values_of("set", "trials=4", pairs)
     lists = {name for name, value in read.items() if isinstance(getattr(JobSpec, name, None), tuple)}
     return {n: [value] if n in lists and not isinstance(value, list) else value for n, value in read.items()}
+
+
+def _estimated(server: Server, found: Answer, limits: Budget, search: Mapping[str, Json]) -> None:
+    """Prints an estimate as ``stillhouse estimate`` does."""
+    if server.as_json:
+        server.show(found)
+        return
+    from stillhouse.search.estimate import Estimate  # noqa: PLC0415 - numpy and a database's drivers, once needed
+    from stillhouse.service.cli_estimate import show  # noqa: PLC0415
+
+    show(Estimate.from_json(found), limits, tuple(search.get("objectives", JobSpec.objectives)), Console())
 
 
 def _seen(server: Server, client: Client, job: Answer, *, watch: bool) -> None:

@@ -98,13 +98,9 @@ def uploads() -> typer.Typer:
 
 def _show(server: Server, dataset: Answer) -> None:
     """Prints what a person asks of a data set, or all of it as JSON: a hundred classes and their curve are long."""
-    if server.as_json:
-        server.show(dataset)
-        return
-    for line in _lines(dataset):
-        typer.echo(line)
+    server.told(dataset, _lines)
     curve = _curve(dataset["summary"])
-    if curve:
+    if curve and not server.as_json:
         typer.echo("mean bytes per picture (squashed, in colour; client --json datasets show has the rest):")
         server.listed(curve, {title: title for title in curve[0]})
 

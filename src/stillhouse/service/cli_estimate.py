@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stillhouse.search.check import check_request
-from stillhouse.search.domain import Fit, Size
+from stillhouse.search.domain import Budget, Fit, Size
 from stillhouse.search.errors import DatasetError
 from stillhouse.search.estimate import RELAXED, Estimate, Option, estimate_job
 from stillhouse.search.job import DatasetRecord, JobSpec
@@ -74,7 +74,7 @@ def command(messages: Callable[[], AbstractContextManager[None]]) -> Callable[..
             if as_json:
                 typer.echo(json.dumps(found.to_json(), indent=2))
             else:
-                show(found, spec, Console())
+                show(found, spec.budget, spec.objectives, Console())
 
     return estimate
 
@@ -100,9 +100,9 @@ def _dataset(platform: Platform, data: str, skip_faults: bool) -> DatasetRecord:
         return read_dataset(platform, data, skip_faults=skip_faults, watcher=watcher)
 
 
-def show(found: Estimate, spec: JobSpec, console: Console) -> None:
-    """Prints an estimate of a job."""
-    device = spec.budget.device
+def show(found: Estimate, budget: Budget, objectives: Sequence[str], console: Console) -> None:
+    """Prints an estimate of a job with such a budget and objectives."""
+    device = budget.device
     known = f"{found.measured} measured on {device}, {found.unmeasured} not yet"
     console.print(
         f"{'at most ' if found.is_upper_bound else ''}{found.fits} of {found.candidates} candidates fit ({known})",
@@ -118,16 +118,16 @@ def show(found: Estimate, spec: JobSpec, console: Console) -> None:
     for note in found.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     if found.likely_best is not None:
-        console.print("", _options(found, found.likely_best, spec))
+        console.print("", _options(found, found.likely_best, objectives))
         console.print(f"likely best: {found.why}", highlight=False, markup=False, soft_wrap=True)
     if found.relax:
-        console.print("", _limits(found, spec))
+        console.print("", _limits(found, budget))
 
 
-def _options(found: Estimate, best: Option, spec: JobSpec) -> Table:
+def _options(found: Estimate, best: Option, objectives: Sequence[str]) -> Table:
     """The cheapest by each cost and the likely best; of what was not measured, the least it can take."""
     rows = {name.replace("_", " "): option for name, option in found.cheapest.items()} | {"likely best": best}
-    unknown = [name for name in spec.objectives if name not in found.cheapest]
+    unknown = [name for name in objectives if name not in found.cheapest]
     on_device = any(option.measured for option in rows.values())
     table = Table(caption="1 MAC = 2 FLOPs; pixels: of the picture > inside the network", **_COMPACT)
     table.add_column("least", no_wrap=True)
@@ -143,7 +143,7 @@ def _options(found: Estimate, best: Option, spec: JobSpec) -> Table:
         table.add_row(
             what,
             candidate.arch,
-            f"{_side(candidate.image_size)}>{_side(candidate.network_size)}",
+            f"{candidate.image_size.short}>{candidate.network_size.short}",
             candidate.stem,
             _scaled(cost.macs, 1e6, 1),
             _scaled(cost.params, 1e6, 2),
@@ -158,7 +158,7 @@ def _options(found: Estimate, best: Option, spec: JobSpec) -> Table:
     return table
 
 
-def _limits(found: Estimate, spec: JobSpec) -> Table:
+def _limits(found: Estimate, budget: Budget) -> Table:
     """What each limit rules out, and how many more fit when it alone is relaxed."""
     table = Table(caption=_LIMITS_CAPTION, **_COMPACT)
     table.add_column("limit", no_wrap=True)
@@ -168,7 +168,7 @@ def _limits(found: Estimate, spec: JobSpec) -> Table:
     for name, count in found.ruled_out.items():
         steps = [each for each in found.relax if each.limit == name]
         best = steps[-1].likely_best
-        value, alone = _limit(getattr(spec.budget, name)), found.ruled_out_alone[name]
+        value, alone = _limit(getattr(budget, name)), found.ruled_out_alone[name]
         opened = [f"+{each.opens}" for each in steps]
         table.add_row(name, value, str(count), str(alone), *opened, "-" if best is None else _named(best))
     return table
@@ -186,11 +186,7 @@ _COMPACT: dict[str, Any] = {
 
 def _named(option: Option) -> str:
     candidate = option.candidate
-    return f"{candidate.arch} {_side(candidate.image_size)}>{_side(candidate.network_size)} {candidate.stem}"
-
-
-def _side(size: Size) -> str:
-    return str(size.height) if size.height == size.width else str(size)
+    return f"{candidate.arch} {candidate.image_size.short}>{candidate.network_size.short} {candidate.stem}"
 
 
 def _scaled(value: float | None, unit: float, digits: int) -> str:
@@ -198,7 +194,7 @@ def _scaled(value: float | None, unit: float, digits: int) -> str:
 
 
 def _limit(value: float | Size) -> str:
-    return _side(value) if isinstance(value, Size) else f"{value:,.10g}"
+    return value.short if isinstance(value, Size) else f"{value:,.10g}"
 
 
 app = typer.Typer()

@@ -58,6 +58,14 @@ class Server:
         else:
             Console().print_json(data=value)
 
+    def told(self, value: Answer, lines: Callable[[Answer], Iterable[str]]) -> None:
+        """Prints one thing: as the lines that a person reads, or all of it as JSON."""
+        if self.as_json:
+            self.show(value)
+            return
+        for line in lines(value):
+            typer.echo(line)
+
     def listed(self, lines: Iterable[Answer], columns: Columns) -> None:
         """Prints a list: as a table of some columns, or all of it as JSON."""
         found = list(lines)

@@ -193,7 +193,7 @@ def front_table(front: Sequence[Deployment]) -> Table:
         table.add_row(
             str(number),
             candidate.arch,
-            f"{_side(candidate.image_size)}>{_side(candidate.network_size)}",
+            f"{candidate.image_size.short}>{candidate.network_size.short}",
             candidate.stem,
             *([member.precision] if files else []),
             _scaled(cost.macs, 1e6, 1),
@@ -342,10 +342,6 @@ def _shares(accuracy: Accuracy | None, name: str = "accuracy") -> dict[str, Json
 
 def _size(size: Size) -> int | list[int]:
     return size.height if size.height == size.width else [size.height, size.width]
-
-
-def _side(size: Size) -> str:
-    return str(size.height) if size.height == size.width else str(size)
 
 
 def _scaled(value: float | None, unit: float, digits: int) -> str:
