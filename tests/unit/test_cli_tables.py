@@ -170,6 +170,8 @@ def test_a_job_that_waits_and_one_that_failed():
         *("waiting: no worker", "limits: none; device local")
     ]
     assert "reason: nothing fits" in failed
+    by_labels = job_lines({**job, "spec": {**SPEC, "method": "supervised"}})
+    assert "training: supervised; epochs 1 student" in by_labels
 
 
 def test_a_model_with_all_its_figures():

@@ -23,8 +23,9 @@ def job_lines(job: Answer) -> Iterator[str]:
     spec = job["spec"]
     limits = [f"{name} {_plain(value)}" for name, value in spec["budget"].items() if name != "device"]
     yield f"limits: {', '.join(limits) or 'none'}; device {spec['budget']['device']}"
-    epochs = "epochs " + ", ".join(f"{count} {who}" for who, count in spec["epochs"].items())
-    yield f"training: {spec['method']}, teacher {spec['teacher']} at {spec['teacher_size']} px; {epochs}"
+    teacher = "" if spec["method"] == "supervised" else f", teacher {spec['teacher']} at {spec['teacher_size']} px"
+    epochs = ", ".join(f"{count} {who}" for who, count in spec["epochs"].items() if teacher or who == "student")
+    yield f"training: {spec['method']}{teacher}; epochs {epochs}"
     yield f"search: {spec['sampler']}, over {', '.join(spec['objectives'])}; seed {spec['seed']}"
     yield from _times(job)
 
