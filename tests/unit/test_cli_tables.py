@@ -188,7 +188,7 @@ def test_a_model_with_all_its_figures():
         "70.5 M MACs, 1.50 M parameters, 3,045,000 bytes of model, 1,973 bytes per picture",
         "accuracy 66.7% (59.0% to 74.0%) on 600 test pictures",
         "accuracy 60.0% (50.0% to 70.0%) as sent, webp at quality 75",
-        "accuracy 60.0% (59.0% to 74.0%) of the same network, plain kd",
+        "accuracy 60.0% (59.0% to 74.0%) of the same network, plain KD",
         "latency 12.35 ms, p95 13 on gate-cam, Cortex-A53, onnxruntime 1.22, 2 threads; peak memory 21.0 MB",
         "note: no teacher beat distilled",
         "before the model: decode; convert to RGB",

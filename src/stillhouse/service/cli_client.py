@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from stillhouse.search.domain import Budget, Json
+from stillhouse.search.domain import Json
 from stillhouse.search.job import JobSpec
 from stillhouse.service import cli_options as options
 from stillhouse.service.cli_data import datasets, uploads
@@ -31,9 +32,11 @@ from stillhouse.service.cli_shown import (
     JOB_COLUMNS,
     MODEL_COLUMNS,
     TRIAL_COLUMNS,
-    front_lines,
-    job_lines,
-    model_lines,
+    show_catalogue,
+    show_estimate,
+    show_front,
+    show_job,
+    show_model,
 )
 from stillhouse.service.cli_watch import watch_job
 from stillhouse.service.client import Answer, Client
@@ -98,7 +101,8 @@ def _jobs() -> typer.Typer:
         with server.client() as client:
             limits, search = options.budget_of(given, budget), fields_of(fields or [])
             if estimate:
-                _estimated(server, client.estimate(dataset, limits.to_json(), search), limits, search)
+                tell = partial(show_estimate, limits, search)
+                server.told(client.estimate(dataset, limits.to_json(), search), tell)
                 return
             job = client.create_job(dataset, limits.to_json(), search, idempotency_key=idempotency_key)
             _seen(server, client, job, watch=watch)
@@ -126,10 +130,7 @@ def _add_job_commands(app: typer.Typer) -> None:
         """One job with its trials."""
         server: Server = ctx.obj
         with server.client() as client:
-            found = client.job(job)
-            server.told(found, job_lines)
-            if not server.as_json and found["trials"]:
-                server.listed(found["trials"], TRIAL_COLUMNS)
+            server.told(client.job(job), show_job)
 
     @app.command()
     def watch(ctx: typer.Context, job: JobId) -> None:
@@ -204,7 +205,7 @@ def _models() -> typer.Typer:
         """One model: figures, and how a picture is prepared for it."""
         server: Server = ctx.obj
         with server.client() as client:
-            server.told(client.model(model), model_lines)
+            server.told(client.model(model), show_model)
 
     @app.command()
     def download(
@@ -242,9 +243,7 @@ def _add_others(app: typer.Typer) -> None:
                 found = client.front(jobs[0])
             else:
                 found = client.front_across(dataset=dataset, jobs=jobs or (), objectives=objective or ())
-            if not server.as_json:
-                server.listed(found["front"], MODEL_COLUMNS)
-            server.told(found, front_lines)
+            server.told(found, show_front)
 
     @app.command()
     def audit(
@@ -278,13 +277,7 @@ def _add_system(app: typer.Typer) -> None:
         """What the server's workers can build."""
         server: Server = ctx.obj
         with server.client() as client:
-            found = client.catalogue()
-            if server.as_json:
-                server.show(found)
-                return
-            from stillhouse.service.cli_catalogue import show  # noqa: PLC0415 - a database's drivers, once it is needed
-
-            show(found, Console())
+            server.told(client.catalogue(), show_catalogue)
 
     @app.command("metrics")
     def metrics_(ctx: typer.Context) -> None:
@@ -309,17 +302,6 @@ def fields_of(pairs: Sequence[str]) -> dict[str, Json]:
     read = options.values_of("set", "trials=4", pairs)
     lists = {name for name, value in read.items() if isinstance(getattr(JobSpec, name, None), tuple)}
     return {n: [value] if n in lists and not isinstance(value, list) else value for n, value in read.items()}
-
-
-def _estimated(server: Server, found: Answer, limits: Budget, search: Mapping[str, Json]) -> None:
-    """Prints an estimate as ``stillhouse estimate`` does."""
-    if server.as_json:
-        server.show(found)
-        return
-    from stillhouse.search.estimate import Estimate  # noqa: PLC0415 - numpy and a database's drivers, once needed
-    from stillhouse.service.cli_estimate import show  # noqa: PLC0415
-
-    show(Estimate.from_json(found), limits, tuple(search.get("objectives", JobSpec.objectives)), Console())
 
 
 def _seen(server: Server, client: Client, job: Answer, *, watch: bool) -> None:

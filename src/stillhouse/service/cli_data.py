@@ -10,7 +10,7 @@ from rich.console import Console
 
 from stillhouse.search.domain import Json
 from stillhouse.search.errors import UserError
-from stillhouse.service.cli_server import DatasetId, Server, transfer_bar
+from stillhouse.service.cli_server import DatasetId, Server, print_lines, print_table, transfer_bar
 from stillhouse.service.cli_watch import await_dataset
 from stillhouse.service.client import Answer
 
@@ -46,7 +46,7 @@ def datasets() -> typer.Typer:
             else:
                 with transfer_bar(f"upload {Path(data).name}") as moved:
                     made = client.upload(Path(data), name=name, skip_faults=skip_faults, progress=moved)
-            _show(server, await_dataset(client, made["id"], Console(stderr=True)) if wait else made)
+            server.told(await_dataset(client, made["id"], Console(stderr=True)) if wait else made, _show)
 
     @app.command("list")
     def list_all(ctx: typer.Context) -> None:
@@ -60,7 +60,7 @@ def datasets() -> typer.Typer:
         """One data set: classes, pictures, bytes-per-picture curve."""
         server: Server = ctx.obj
         with server.client() as client:
-            _show(server, client.dataset(dataset))
+            server.told(client.dataset(dataset), _show)
 
     @app.command()
     def delete(ctx: typer.Context, dataset: DatasetId) -> None:
@@ -96,13 +96,13 @@ def uploads() -> typer.Typer:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _show(server: Server, dataset: Answer) -> None:
-    """Prints what a person asks of a data set, or all of it as JSON: a hundred classes and their curve are long."""
-    server.told(dataset, _lines)
+def _show(dataset: Answer) -> None:
+    """Prints what a person asks of a data set: as JSON, a hundred classes and their curve are long."""
+    print_lines(_lines(dataset))
     curve = _curve(dataset["summary"])
-    if curve and not server.as_json:
+    if curve:
         typer.echo("mean bytes per picture (squashed, in colour; client --json datasets show has the rest):")
-        server.listed(curve, {title: title for title in curve[0]})
+        print_table(curve, {title: title for title in curve[0]})
 
 
 def _lines(dataset: Answer) -> list[str]:

@@ -22,6 +22,7 @@ from stillhouse.search.job import DatasetRecord, JobSpec
 from stillhouse.service import cli_options as options
 from stillhouse.service.cli_messages import messages
 from stillhouse.service.progress import Watcher
+from stillhouse.service.report import scaled
 from stillhouse.service.run import BUILTIN, read_dataset
 from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
@@ -145,12 +146,12 @@ def _options(found: Estimate, best: Option, objectives: Sequence[str]) -> Table:
             candidate.arch,
             f"{candidate.image_size.short}>{candidate.network_size.short}",
             candidate.stem,
-            _scaled(cost.macs, 1e6, 1),
-            _scaled(cost.params, 1e6, 2),
-            _scaled(cost.image_bytes, 1, 0),
-            ("" if option.measured else ">=") + _scaled(cost.model_bytes, 1e3, 0),
+            scaled(cost.macs, 1e6, 1),
+            scaled(cost.params, 1e6, 2),
+            scaled(cost.image_bytes, 1, 0),
+            ("" if option.measured else ">=") + scaled(cost.model_bytes, 1e3, 0),
             *(
-                (_scaled(cost.latency_ms, 1, 2), _scaled(cost.memory_bytes if option.measured else None, 1e6, 0))
+                (scaled(cost.latency_ms, 1, 2), scaled(cost.memory_bytes if option.measured else None, 1e6, 0))
                 if on_device
                 else ()
             ),
@@ -187,10 +188,6 @@ _COMPACT: dict[str, Any] = {
 def _named(option: Option) -> str:
     candidate = option.candidate
     return f"{candidate.arch} {candidate.image_size.short}>{candidate.network_size.short} {candidate.stem}"
-
-
-def _scaled(value: float | None, unit: float, digits: int) -> str:
-    return "-" if value is None else f"{value / unit:,.{digits}f}"
 
 
 def _limit(value: float | Size) -> str:

@@ -19,7 +19,7 @@ from stillhouse.service.cli_messages import messages
 from stillhouse.service.cli_options import SEARCH, TRAINING
 from stillhouse.service.demo import demo_request, print_comparison
 from stillhouse.service.progress import Watcher
-from stillhouse.service.report import by_accuracy, front_table, left_out, model_file_name
+from stillhouse.service.report import by_accuracy, front_table, left_out, model_file_name, pick_words
 from stillhouse.service.run import Outcome, run_job
 from stillhouse.service.settings import Settings
 from stillhouse.service.wiring import Platform
@@ -152,8 +152,7 @@ def _run(platform: Platform, data: str, spec: JobSpec, out: Path, skip_faults: b
     console.print(front_table(outcome.front))
     numbers = {member.id: number for number, member in enumerate(by_accuracy(outcome.front), start=1)}
     for name, member in picks(outcome.front, spec.objectives).items():
-        what = "best trade-off" if name == "knee" else f"least {name.replace('_', ' ')} within 1 point of the best"
-        said = f"{what}: model {numbers[member.id]}, {model_file_name(member)}"
+        said = f"{pick_words(name)}: model {numbers[member.id]}, {model_file_name(member)}"
         console.print(said, highlight=False, soft_wrap=True)
     for dear, cheap in sorted((numbers[a], numbers[b]) for a, b in ties(outcome.front, spec.objectives).items()):
         console.print(f"model {dear} is not significantly better on validation than the cheaper model {cheap}")

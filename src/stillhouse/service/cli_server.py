@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -51,36 +51,37 @@ class Server:
                     f"no Stillhouse answers at {self.url} ({error}); start one, or name it by --url or STILLHOUSE_URL"
                 ) from error
 
-    def show(self, value: Json) -> None:
-        """Prints one thing."""
+    def told(self, value: Json, tell: Callable[[Any], None]) -> None:
+        """Prints an answer: as ``tell`` does for a person, or all of it as JSON."""
         if self.as_json:
             typer.echo(json.dumps(value, indent=2))
         else:
-            Console().print_json(data=value)
+            tell(value)
 
-    def told(self, value: Answer, lines: Callable[[Answer], Iterable[str]]) -> None:
-        """Prints one thing: as the lines that a person reads, or all of it as JSON."""
-        if self.as_json:
-            self.show(value)
-            return
-        for line in lines(value):
-            typer.echo(line)
+    def show(self, value: Json) -> None:
+        """Prints what is short enough to be read as JSON."""
+        self.told(value, lambda found: Console().print_json(data=found))
 
     def listed(self, lines: Iterable[Answer], columns: Columns) -> None:
         """Prints a list: as a table of some columns, or all of it as JSON."""
-        found = list(lines)
-        if self.as_json:
-            typer.echo(json.dumps(found, indent=2))
-            return
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        rows = [
-            [_text(read(line) if callable(read) else line.get(read)) for read in columns.values()] for line in found
-        ]
-        for at, title in enumerate(columns):  # the first is what the thing is asked for by: it is shown whole
-            table.add_column(title, no_wrap=at == 0, overflow="fold")
-        for row in rows:
-            table.add_row(*map(escape, row))
-        Console().print(table)
+        self.told(list(lines), lambda found: print_table(found, columns))
+
+
+def print_table(lines: Iterable[Answer], columns: Columns) -> None:
+    """Prints a line for each, and these columns of it."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for at, title in enumerate(columns):  # the first is what the thing is asked for by: it is shown whole
+        table.add_column(title, no_wrap=at == 0, overflow="fold")
+    for line in lines:
+        cells = (_text(read(line) if callable(read) else line.get(read)) for read in columns.values())
+        table.add_row(*map(escape, cells))
+    Console().print(table)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Prints them as they are."""
+    for line in lines:
+        typer.echo(line)
 
 
 @contextmanager

@@ -7,9 +7,46 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 
-from stillhouse.search.domain import Json, Size
-from stillhouse.service.cli_server import Columns
+from rich.console import Console
+
+from stillhouse.search.domain import Budget, Json, Size
+from stillhouse.search.job import JobSpec
+from stillhouse.service.cli_server import Columns, print_lines, print_table
 from stillhouse.service.client import Answer
+from stillhouse.service.report import pick_words, scaled, variant_words
+
+
+def show_job(job: Answer) -> None:
+    """Prints a job with its trials."""
+    print_lines(job_lines(job))
+    if job["trials"]:
+        print_table(job["trials"], TRIAL_COLUMNS)
+
+
+def show_model(model: Answer) -> None:
+    """Prints a model."""
+    print_lines(model_lines(model))
+
+
+def show_front(front: Answer) -> None:
+    """Prints a front, of one job or across jobs."""
+    print_table(front["front"], MODEL_COLUMNS)
+    print_lines(front_lines(front))
+
+
+def show_catalogue(catalogue: Answer) -> None:
+    """Prints what the workers can build, as ``stillhouse catalogue list`` does."""
+    from stillhouse.service.cli_catalogue import show  # noqa: PLC0415 - a database's drivers, once they are needed
+
+    show(catalogue, Console())
+
+
+def show_estimate(limits: Budget, search: Mapping[str, Json], found: Answer) -> None:
+    """Prints an estimate of a job with these limits and fields, as ``stillhouse estimate`` does."""
+    from stillhouse.search.estimate import Estimate  # noqa: PLC0415 - numpy and those drivers, once they are needed
+    from stillhouse.service.cli_estimate import show  # noqa: PLC0415
+
+    show(Estimate.from_json(found), limits, tuple(search.get("objectives", JobSpec.objectives)), Console())
 
 
 def job_lines(job: Answer) -> Iterator[str]:
@@ -32,26 +69,23 @@ def job_lines(job: Answer) -> Iterator[str]:
 
 def model_lines(model: Answer) -> Iterator[str]:
     """A model: figures, and how a picture is prepared for it."""
-    variant = (model.get("variant") or "").replace("_", " ")
+    variant = variant_words(model.get("variant") or "")
     yield f"{model['model']}  {model['arch']} {_pixels(model)} {model.get('stem', '')} {model['precision']}".rstrip()
     yield f"job {model['job']}, trial {model['trial']}" + (f", {variant}" if variant else "")
-    yield ", ".join(
-        f"{value} {unit}"
-        for unit, value in (
-            ("M MACs", _number(model["macs"], 1e-6, 1)),
-            ("M parameters", _number(model.get("params"), 1e-6, 2)),
-            ("bytes of model", _number(model.get("model_bytes"))),
-            ("bytes per picture", _number(model["image_bytes"])),
-        )
-        if value is not None
+    costs = (
+        ("macs", 1e6, 1, "M MACs"),
+        ("params", 1e6, 2, "M parameters"),
+        ("model_bytes", 1, 0, "bytes of model"),
+        ("image_bytes", 1, 0, "bytes per picture"),
     )
+    yield ", ".join(f"{scaled(model[name], *how)} {unit}" for name, *how, unit in costs if model.get(name) is not None)
     test = model.get("test_pictures")
     split = f"{test:,} test pictures" if test else {"val": "validation"}.get(model["split"], model["split"])
     yield f"accuracy {_interval(model, 'accuracy')} on {split}"
     if model.get("accuracy_coded") is not None:
         yield f"accuracy {_interval(model, 'accuracy_coded')} as sent, {model['codec']} at quality {model['quality']}"
     for name, figures in (model.get("baselines") or {}).items():
-        yield f"accuracy {_interval(figures, 'accuracy')} of the same network, {name.replace('_', ' ')}"
+        yield f"accuracy {_interval(figures, 'accuracy')} of the same network, {variant_words(name)}"
     yield from _latency(model)
     if model.get("note"):
         yield f"note: {model['note']}"
@@ -63,17 +97,12 @@ def model_lines(model: Answer) -> Iterator[str]:
 def front_lines(front: Answer) -> Iterator[str]:
     """Which members of a front to look at first, and which cannot be told apart."""
     for name, model in front["picks"].items():
-        what = "best trade-off" if name == "knee" else f"least {name.replace('_', ' ')} within 1 point of the best"
-        yield f"{what}: {model}"
+        yield f"{pick_words(name)}: {model}"
     for dear, cheap in front.get("tied", {}).items():
         yield f"{dear} is not significantly better on validation than the cheaper {cheap}"
 
 
 # ---------------------------------------------------------------------------------------- helpers
-
-
-def _number(value: float | None, factor: float = 1.0, digits: int = 0) -> str | None:
-    return None if value is None else f"{value * factor:,.{digits}f}"
 
 
 def _percent(share: float | None) -> str | None:
@@ -149,8 +178,8 @@ MODEL_COLUMNS: Columns = {
     "network": "arch",
     "pixels": _pixels,
     "file": "precision",
-    "M MACs": lambda model: _number(model["macs"], 1e-6, 1),
-    "image bytes": lambda model: _number(model["image_bytes"]),
+    "M MACs": lambda model: scaled(model["macs"], 1e6, 1),
+    "image bytes": lambda model: scaled(model["image_bytes"], 1, 0),
     "ms": "latency_ms",
     "accuracy": lambda model: f"{_percent(model['accuracy'])}{'' if model['split'] == 'test' else ' val'}",
 }

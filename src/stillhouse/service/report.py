@@ -66,6 +66,16 @@ def variant_words(variant: str) -> str:
     return _WORDS.get(variant, variant.replace("_", " "))
 
 
+def pick_words(pick: str) -> str:
+    """Why a member of a front is named (``pareto.picks``), in words."""
+    return "best trade-off" if pick == "knee" else f"least {pick.replace('_', ' ')} within 1 point of the best"
+
+
+def scaled(value: float | None, unit: float, digits: int) -> str:
+    """A figure in units of so much; ``-`` where it is not known."""
+    return "-" if value is None else f"{value / unit:,.{digits}f}"
+
+
 def upset(deployment: Deployment) -> str | None:
     """Says so where a baseline beat the job's own method and is the file that is shipped; else None."""
     others = baseline_figures(deployment)
@@ -196,11 +206,11 @@ def front_table(front: Sequence[Deployment]) -> Table:
             f"{candidate.image_size.short}>{candidate.network_size.short}",
             candidate.stem,
             *([member.precision] if files else []),
-            _scaled(cost.macs, 1e6, 1),
-            _scaled(cost.model_bytes, 1e3, 0),
+            scaled(cost.macs, 1e6, 1),
+            scaled(cost.model_bytes, 1e3, 0),
             str(member.quality or "-"),
-            _scaled(cost.image_bytes, 1e3, 2),
-            _scaled(cost.latency_ms, 1, 2),
+            scaled(cost.image_bytes, 1e3, 2),
+            scaled(cost.latency_ms, 1, 2),
             *_percents(accuracy),
             _share(member.coded if member.test is None else member.coded_test),
             *([trained(member)] if compared else []),
@@ -342,10 +352,6 @@ def _shares(accuracy: Accuracy | None, name: str = "accuracy") -> dict[str, Json
 
 def _size(size: Size) -> int | list[int]:
     return size.height if size.height == size.width else [size.height, size.width]
-
-
-def _scaled(value: float | None, unit: float, digits: int) -> str:
-    return "-" if value is None else f"{value / unit:,.{digits}f}"
 
 
 def _percents(accuracy: Accuracy) -> tuple[str, str]:
