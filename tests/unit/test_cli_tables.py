@@ -62,16 +62,16 @@ def model(arch, **changes):
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_models(table, split):
-    figures = ["64>72x96", "fp32", "70.5", "1,973", "12.35", "66.7%" if split == "test" else "66.7% val"]
-    rows = table([model(arch, split=split) for arch in NAMES], MODEL_COLUMNS)
-    assert rows == [["mdl_0123456789ab", arch, *figures] for arch in NAMES]
+    figures = ["64>72x96", "fp32", "70.5", "1,973", "12.3", "66.7%" if split == "test" else "66.7% val"]
+    rows = table([model(arch, split=split, accuracy_coded=0.6) for arch in NAMES], MODEL_COLUMNS)
+    assert rows == [["mdl_0123456789ab", arch, *figures, "60.0%"] for arch in NAMES]
 
 
 def test_a_model_of_which_little_is_known(table):
-    ((*_, macs, sent, latency, accuracy),) = table(
+    ((*_, macs, picture, latency, accuracy, sent),) = table(
         [model("lcnet_050", macs=None, image_bytes=None, latency_ms=None)], MODEL_COLUMNS
     )
-    assert (macs, sent, latency, accuracy) == ("-", "-", "-", "66.7%")
+    assert (macs, picture, latency, accuracy, sent) == ("-", "-", "-", "66.7%", "-")
 
 
 def test_jobs_and_trials(table):
@@ -204,8 +204,9 @@ def test_a_model_of_a_job_that_is_not_done():
 
 
 def test_what_of_a_front_to_look_at_first():
-    front = {"picks": {"knee": "mdl_1", "image_bytes": "mdl_2"}, "tied": {"mdl_1": "mdl_2"}}
+    front = {"judged": "coded", "picks": {"knee": "mdl_1", "image_bytes": "mdl_2"}, "tied": {"mdl_1": "mdl_2"}}
     assert list(front_lines(front)) == [
+        "drawn by accuracy on pictures as sent, through the codec (sent)",
         "best trade-off: mdl_1",
         "least image bytes within 1 point of the best: mdl_2",
         "mdl_1 is not significantly better on validation than the cheaper mdl_2",

@@ -69,7 +69,7 @@ class Server:
 
 def print_table(lines: Iterable[Answer], columns: Columns) -> None:
     """Prints a line for each, and these columns of it."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     for at, title in enumerate(columns):  # the first is what the thing is asked for by: it is shown whole
         table.add_column(title, no_wrap=at == 0, overflow="fold")
     for line in lines:

@@ -95,7 +95,9 @@ def model_lines(model: Answer) -> Iterator[str]:
 
 
 def front_lines(front: Answer) -> Iterator[str]:
-    """Which members of a front to look at first, and which cannot be told apart."""
+    """Which accuracy a front is drawn by, which members to look at first, and which cannot be told apart."""
+    if front["judged"] == "coded":
+        yield "drawn by accuracy on pictures as sent, through the codec (sent)"
     for name, model in front["picks"].items():
         yield f"{pick_words(name)}: {model}"
     for dear, cheap in front.get("tied", {}).items():
@@ -178,10 +180,11 @@ MODEL_COLUMNS: Columns = {
     "network": "arch",
     "pixels": _pixels,
     "file": "precision",
-    "M MACs": lambda model: scaled(model["macs"], 1e6, 1),
-    "image bytes": lambda model: scaled(model["image_bytes"], 1, 0),
-    "ms": "latency_ms",
-    "accuracy": lambda model: f"{_percent(model['accuracy'])}{'' if model['split'] == 'test' else ' val'}",
+    "M\nMACs": lambda model: scaled(model["macs"], 1e6, 1),
+    "image\nbytes": lambda model: scaled(model["image_bytes"], 1, 0),
+    "ms": lambda model: model["latency_ms"] and f"{model['latency_ms']:.3g}",
+    "acc.": lambda model: f"{_percent(model['accuracy'])}{'' if model['split'] == 'test' else ' val'}",
+    "sent": lambda model: _percent(model.get("accuracy_coded")),
 }
 DEVICE_COLUMNS: Columns = {
     "name": "name",
